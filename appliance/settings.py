@@ -1,0 +1,302 @@
+"""Configuration: one YAML file into frozen dataclasses, strictly.
+
+For: what an operator may set, with its default and its limits; ``config/appliance.yaml`` lists every key and a test
+compares it with this file.
+Not for: secrets. They are named by file (a systemd credential is a file too) and read where they are used.
+
+Rules:
+
+* An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names file, line, key, what was
+  expected and what was got.
+* Relative paths are relative to the file that names them.
+* Units stand in the names: ``_s`` seconds, ``_ms`` milliseconds, ``_len`` bytes.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from appliance.errors import ConfigError
+
+MAX_CONFIG_LEN: Final = 1 << 20
+"""A configuration is written by hand; a larger file is some other file."""
+
+
+def _limited(default: Any, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """The TLS listener; TLS 1.3 only."""
+
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings:
+    """Where approval systems connect."""
+
+    unix_socket: Path | None = Path("run/cloud-seal.sock")
+    unix_socket_mode: str = "0660"
+    tcp: str | None = None
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    backlog: int = _limited(512, 1, 65_535)
+    max_connections: int = _limited(1_024, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """What one connection may have unanswered, and what all of them together may have the daemon hold."""
+
+    requests: int = _limited(256, 1, 65_536)
+    items: int = _limited(131_072, 65_536, 16_777_216)
+    max_payload_len: int = _limited(16_777_216, 6_500_000, 33_554_432)
+    max_buffered_len: int = _limited(268_435_456, 33_554_432, 1 << 40)
+    max_queued_items: int = _limited(1_048_576, 65_536, 1 << 32)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSettings:
+    """How long things may take."""
+
+    default_deadline_s: float = _limited(30.0, 0.001, 86_400)
+    max_deadline_s: float = _limited(600.0, 0.001, 86_400)
+    hello_s: float = _limited(10.0, 0.1, 600)
+    frame_s: float = _limited(30.0, 0.1, 600)
+    drain_s: float = _limited(30.0, 0.1, 3_600)
+
+
+@dataclass(frozen=True, slots=True)
+class SignerSettings:
+    """How batches go to the signer workers."""
+
+    slice_target_ms: float = _limited(5.0, 0.1, 10_000)
+    max_slice_items: int = _limited(4_096, 1, 65_536)
+    slice_deadline_s: float = _limited(10.0, 0.1, 3_600)
+    max_attempts: int = _limited(4, 1, 100)
+    bulk_share: int = _limited(4, 2, 1_000)
+    start_stagger_ms: float = _limited(150.0, 0, 60_000)
+    max_restart_delay_s: float = _limited(0.5, 0.05, 600)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """Password hashing (Argon2id) and what failures cost."""
+
+    argon2_memory_kib: int = _limited(65_536, 8, 4_194_304)
+    argon2_passes: int = _limited(3, 1, 100)
+    argon2_lanes: int = _limited(1, 1, 64)
+    max_concurrent_hashes: int = _limited(2, 1, 64)
+    failure_delay_s: float = _limited(0.25, 0, 60)
+    max_failure_delay_s: float = _limited(30.0, 0, 3_600)
+    forget_failures_after_s: float = _limited(900.0, 1, 86_400)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """Software verification."""
+
+    engine: str = "auto"
+    max_table_len: int = _limited(67_108_864, 0, 1 << 40)
+    threads: int = _limited(2, 1, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class WebSettings:
+    """HTTP: health and metrics on TCP, the officers' interface on a Unix socket."""
+
+    health: str | None = "127.0.0.1:9440"
+    officer_socket: Path | None = Path("run/officer.sock")
+    officer_uids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """One token: how its module is spoken to, and where its PIN is."""
+
+    profile: Path
+    pin_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the daemon is told."""
+
+    registry: Path = Path("data/registry.sqlite")
+    tokens: tuple[TokenSettings, ...] = ()
+    listen: ListenSettings = field(default_factory=ListenSettings)
+    window: WindowSettings = field(default_factory=WindowSettings)
+    times: TimeSettings = field(default_factory=TimeSettings)
+    signers: SignerSettings = field(default_factory=SignerSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    verify: VerifySettings = field(default_factory=VerifySettings)
+    web: WebSettings = field(default_factory=WebSettings)
+    log_level: str = "info"
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the file; ``ConfigError`` says file, line and key."""
+    settings = _Reader(path).read(_compose(path), Settings, "")
+    assert isinstance(settings, Settings)
+    _check(settings, path)
+    return settings
+
+
+def load_mapping(path: Path) -> Mapping[str, Any]:
+    """A YAML file of plain values, for token profiles; whoever takes the mapping checks its keys."""
+    node = _compose(path)
+    value = _Reader(path).plain(node, "")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:1: expected a mapping of keys to values")
+    return value
+
+
+def line_of(path: Path, keys: tuple[str, ...]) -> int:
+    """The line of a nested key, for errors found after reading; 1 where it is not there."""
+    node = _compose(path)
+    line = 1
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for name, value in node.value:
+            if name.value == key:
+                line, node = name.start_mark.line + 1, value
+                break
+        else:
+            break
+    return line
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="name the file with --config") from error
+    if len(raw) > MAX_CONFIG_LEN:
+        raise ConfigError(f"{path}: {len(raw)} bytes, expected at most {MAX_CONFIG_LEN}")
+    try:
+        node = yaml.compose(raw.decode(), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
+
+
+class _Reader:
+    """Turns YAML nodes into dataclasses; every error knows its line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def _fail(self, node: yaml.Node, key: str, expected: str, got: object = None) -> ConfigError:
+        line = node.start_mark.line + 1 if node.start_mark else 1
+        tail = f", got {got!r}" if got is not None else ""
+        return ConfigError(f"{self._path}:{line}: {key or 'top level'}: expected {expected}{tail}")
+
+    def read(self, node: yaml.Node, kind: Any, key: str) -> Any:
+        origin = typing.get_origin(kind)
+        if origin in (types.UnionType, typing.Union):
+            if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+                return None
+            return self.read(node, next(one for one in typing.get_args(kind) if one is not type(None)), key)
+        if origin is tuple:
+            if not isinstance(node, yaml.SequenceNode):
+                raise self._fail(node, key, "a list")
+            inner = typing.get_args(kind)[0]
+            return tuple(self.read(item, inner, f"{key}[{i}]") for i, item in enumerate(node.value))
+        if is_dataclass(kind):
+            return self._read_dataclass(node, kind, key)
+        return self._read_scalar(node, kind, key)
+
+    def _read_dataclass(self, node: yaml.Node, kind: Any, key: str) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            raise self._fail(node, key, "keys and values")
+        hints = typing.get_type_hints(kind)
+        known: dict[str, Field[Any]] = {one.name: one for one in fields(kind)}
+        values: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(name_node.value)
+            full = f"{key}.{name}" if key else name
+            if name not in known:
+                raise self._fail(name_node, full, f"one of the keys {', '.join(known)}; this key is unknown")
+            if name in values:
+                raise self._fail(name_node, full, "each key once")
+            value = self.read(value_node, hints[name], full)
+            limits = known[name].metadata
+            if "low" in limits and not limits["low"] <= value <= limits["high"]:
+                raise self._fail(value_node, full, f"{limits['low']:g} to {limits['high']:g}", value)
+            values[name] = value
+        for name, one in known.items():
+            if name not in values and one.default is MISSING and one.default_factory is MISSING:
+                raise self._fail(node, f"{key}.{name}" if key else name, "a value; this key has no default")
+        return kind(**values)
+
+    def _read_scalar(self, node: yaml.Node, kind: Any, key: str) -> Any:
+        value = self.plain(node, key)
+        if kind is Path and isinstance(value, str) and value:
+            return (self._path.parent / value).resolve() if not Path(value).is_absolute() else Path(value)
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if kind in (int, bool, str) and type(value) is kind:
+            return value
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+        raise self._fail(node, key, names[kind], value)
+
+    def plain(self, node: yaml.Node, key: str) -> Any:
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise self._fail(node, key, "a plain value") from error
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port``; ``ConfigError`` otherwise."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65_535 or not host:
+        raise ConfigError(f"{text!r} is no address: expected host:port, e.g. 127.0.0.1:9440")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing outside this machine can reach that address."""
+    return host in ("127.0.0.1", "::1", "localhost")
+
+
+def _check(settings: Settings, path: Path) -> None:
+    """What no single key can tell."""
+
+    def fail(keys: tuple[str, ...], text: str) -> ConfigError:
+        return ConfigError(f"{path}:{line_of(path, keys)}: {'.'.join(keys)}: {text}")
+
+    listen = settings.listen
+    if listen.tcp is not None:
+        split_address(listen.tcp)
+        if listen.tls.certificate_file is None or listen.tls.key_file is None:
+            raise fail(("listen", "tcp"), "expected listen.tls.certificate_file and key_file: TCP is TLS only")
+    if not listen.unix_socket_mode.isdecimal() or int(listen.unix_socket_mode, 8) > 0o777:
+        raise fail(("listen", "unix_socket_mode"), "expected an octal mode in quotes, e.g. '0660'")
+    if settings.web.health is not None and not is_loopback(split_address(settings.web.health)[0]):
+        raise fail(("web", "health"), "expected a loopback address: health and metrics have no TLS of their own")
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        raise fail(("log_level",), f"expected debug, info, warning or error, got {settings.log_level!r}")
+    if settings.verify.engine not in ("auto", "openssl", "scalar", "lanes"):
+        raise fail(("verify", "engine"), "expected auto, openssl, scalar or lanes")
+    if settings.times.default_deadline_s > settings.times.max_deadline_s:
+        raise fail(("times", "default_deadline_s"), "expected at most times.max_deadline_s")
