@@ -65,6 +65,9 @@ class Metrics:
         self.connections_refused = Counter(
             "cloudseal_connections_refused", "Connections turned away at the limit.", registry=registry
         )
+        self.protocol_errors = Counter(
+            "cloudseal_protocol_errors", "Connections closed because the protocol was broken.", registry=registry
+        )
         self.authentication_failures = Counter(
             "cloudseal_authentication_failures", "Proofs of identity that did not fit.", registry=registry
         )
