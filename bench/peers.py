@@ -1,11 +1,11 @@
-"""What the daemon is measured against: the raw loop, the binding, p11-kit's server, and workers by themselves.
+"""What the daemon is measured against: raw loop, binding, p11-kit's server, and workers by themselves.
 
-Each function runs one measurement on a token that exists and returns a dict: ``rate`` (signatures per second),
-``signatures``, ``seconds``, ``p50_us``, ``p99_us``, ``threads``, ``processes``. A failure raises, with what the
-program said; no rate is ever reported for a run in which a signature failed. Latencies of workers are those of a
-whole batch with another one waiting before it.
+Each function runs one measurement on a token that exists and returns a dict: ``rate`` (signatures per
+second), ``signatures``, ``seconds``, ``p50_us``, ``p99_us``, ``threads``, ``processes``. A failure raises,
+with what the program said; no rate is ever reported for a run in which a signature failed. Latencies of
+workers are those of a whole batch with another one waiting before it.
 
-``python bench/peers.py`` makes a SoftHSM2 token in a temporary folder, runs them all and prints JSON.
+``python bench/peers.py [SECONDS]`` makes a SoftHSM2 token in a temporary folder, runs them all, prints JSON.
 """
 
 from __future__ import annotations
