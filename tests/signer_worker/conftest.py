@@ -286,7 +286,7 @@ def shimmed(shim: str, token: SoftToken) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def in_library() -> Callable[[SoftToken, str], str]:
-    """Runs statements in a process of its own in which ``session`` is a python-pkcs11 session; what they print."""
+    """Runs statements with a python-pkcs11 ``session`` in a process of its own; returns what they print."""
 
     def run(token: SoftToken, statements: str) -> str:
         script = (

@@ -41,11 +41,12 @@ def test_a_refused_item_does_not_fail_its_neighbours(spawn, shimmed, key_id, che
     assert bytes(front.sign(loaded["slot"], DIGESTS).statuses) == bytes(10)
 
 
-@pytest.mark.parametrize("interfaces", INTERFACES, ids=["plain", "message", "vendor"])
-@pytest.mark.parametrize("spoil", [0, 1, 2], ids=["zero", "short", "s-is-n"])
+@pytest.mark.parametrize(
+    ("interfaces", "spoil"),
+    # The vendor interface has no lengths: a short signature cannot come through it.
+    [("", 0), ("", 1), ("", 2), ("message", 0), ("message", 1), ("message", 2), ("vendor", 0), ("vendor", 2)],
+)
 def test_a_signature_that_is_none_is_a_refused_item(spawn, shimmed, key_id, interfaces, spoil):
-    if interfaces == "vendor" and spoil == 1:
-        pytest.skip("the vendor interface has no lengths")
     front = spawn()
     settings = {"SHIM_SPOIL": f"5:{spoil}", "SHIM_INTERFACES": interfaces}
     loaded = loaded_key(front, shimmed(settings), key_id)

@@ -1,4 +1,4 @@
-"""A worker meets frames that lie: it refuses what is well framed, and ends where there is no next frame to find."""
+"""A worker meets frames that lie: it refuses what is well framed, and ends where no next frame can be."""
 
 from __future__ import annotations
 

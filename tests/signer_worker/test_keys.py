@@ -8,7 +8,7 @@ from appliance_pkcs11.link import Kind
 MAKE = """
 curve = {{Attribute.EC_PARAMS: encode_named_curve_parameters({curve!r})}}
 parameters = session.create_domain_parameters(KeyType.EC, curve, local=True)
-parameters.generate_keypair(store=True, id=bytes.fromhex({key_id!r}), label="foreign", private_template={template})
+parameters.generate_keypair(store=True, id=bytes.fromhex({key_id!r}), label="x", private_template={template})
 """
 
 GOOD = "Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False"
