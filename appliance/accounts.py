@@ -1,0 +1,151 @@
+"""Proof of identity: passwords, uids and certificates against what an account has on file.
+
+For: answering HELLO, and hashing new passwords.
+Not for: what an account may do (``policy``).
+
+Rules:
+
+* Whatever proof an account has on file for the transport must fit; an account with none on file for it gets in
+  nowhere.
+* An unknown account costs the same work as a known one, and gets the same answer.
+* A failure delays the next answer for that account and for that peer; the delay doubles up to a limit. Nothing is
+  locked for good here: a lock would let a stranger stop an approval system.
+* Hashing runs in threads, a few at a time: it is memory-hard, and strangers can ask for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import argon2
+
+from appliance.errors import BadRequest, Busy, NotAuthenticated
+from appliance.policy import Account
+from appliance.settings import AuthSettings
+from appliance.wire import MAX_PASSWORD_LEN, Hello
+
+MIN_PASSWORD_LEN: Final = 8
+MAX_REMEMBERED_FAILURES: Final = 10_000
+"""Accounts and peers with recent failures; the oldest is forgotten first, so that a flood cannot fill memory."""
+MAX_WAITING_HASHES: Final = 256
+"""More would wait longer than any client does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """What the connection itself proves. ``peer`` names where it comes from, for counting failures."""
+
+    peer: str
+    uid: int | None = None
+    certificate_sha256: str | None = None
+    is_tls: bool = False
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int
+    last_at: float
+
+
+class Authenticator:
+    """Checks a HELLO against the accounts in memory; one for the process."""
+
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        settings: AuthSettings,
+        executor: Executor,
+        clock: Callable[[], float],
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._accounts = accounts
+        self._settings = settings
+        self._executor = executor
+        self._clock = clock
+        self._on_failure = on_failure
+        self._hasher = argon2.PasswordHasher(
+            time_cost=settings.argon2_passes,
+            memory_cost=settings.argon2_memory_kib,
+            parallelism=settings.argon2_lanes,
+        )
+        self._permits = asyncio.Semaphore(settings.max_concurrent_hashes)
+        self._waiting = 0
+        # What an unknown account's password is checked against, so that it costs the same.
+        self._decoy = self._hasher.hash("no account has this password")
+        self._failures: OrderedDict[str, _Failures] = OrderedDict()
+
+    async def hash_password(self, password: str) -> str:
+        """The Argon2id string to keep; ``BadRequest`` for a password that is too short or too long."""
+        length = len(password.encode())
+        if not MIN_PASSWORD_LEN <= length <= MAX_PASSWORD_LEN:
+            raise BadRequest(f"a password has {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} bytes, got {length}")
+        async with self._permits:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, self._hasher.hash, password)
+
+    async def authenticate(self, hello: Hello, transport: Transport) -> Account:
+        """The account, or ``NotAuthenticated`` after a delay that grows with each failure."""
+        account = self._accounts.get(hello.account)
+        fits = _fits_transport(account, transport)
+        stored = account.password_hash if account is not None else self._decoy
+        if stored is not None:
+            fits = await self._password_fits(stored, hello.password) and fits
+        if account is not None and not account.disabled and fits:
+            self._failures.pop(f"account {hello.account}", None)
+            return account
+        self._on_failure()
+        await asyncio.sleep(max(self._note(f"account {hello.account}"), self._note(f"peer {transport.peer}")))
+        raise NotAuthenticated(
+            "no such account, or the proof does not fit", hint="check account, password, uid and certificate"
+        )
+
+    async def _password_fits(self, stored: str, password: str) -> bool:
+        if self._waiting >= MAX_WAITING_HASHES:
+            raise Busy("too many clients prove themselves at once", retry_after_ms=1_000)
+        self._waiting += 1
+        try:
+            async with self._permits:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._executor, self._verify, stored, password)
+        finally:
+            self._waiting -= 1
+
+    def _verify(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
+
+    def _note(self, who: str) -> float:
+        """Count a failure; how long to wait before telling."""
+        now = self._clock()
+        settings = self._settings
+        failures = self._failures.pop(who, None)
+        if failures is None or now - failures.last_at > settings.forget_failures_after_s:
+            failures = _Failures(0, now)
+        failures.count += 1
+        failures.last_at = now
+        self._failures[who] = failures
+        if len(self._failures) > MAX_REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+        doublings = min(failures.count - 1, 32)
+        return min(settings.failure_delay_s * 2.0**doublings, settings.max_failure_delay_s)
+
+
+def _fits_transport(account: Account | None, transport: Transport) -> bool:
+    """All that the account has on file, other than the password, for this transport; and at least one proof."""
+    if account is None:
+        return False
+    if transport.is_tls:
+        pinned = account.certificate_sha256
+        if pinned is not None:
+            return hmac.compare_digest(pinned, transport.certificate_sha256 or "")
+    elif account.uid is not None:
+        return account.uid == transport.uid
+    return account.password_hash is not None
