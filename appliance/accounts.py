@@ -51,6 +51,7 @@ class Transport:
 class _Failures:
     count: int
     last_at: float
+    next_turn_at: float
 
 
 class Authenticator:
@@ -78,7 +79,7 @@ class Authenticator:
         self._waiting = 0
         # What an unknown account's password is checked against, so that it costs the same.
         self._decoy = self._hasher.hash("no account has this password")
-        self._failures: OrderedDict[str, _Failures] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str], _Failures] = OrderedDict()
 
     async def hash_password(self, password: str) -> str:
         """The Argon2id string to keep; ``BadRequest`` for a password that is too short or too long."""
@@ -90,17 +91,19 @@ class Authenticator:
             return await loop.run_in_executor(self._executor, self._hasher.hash, password)
 
     async def authenticate(self, hello: Hello, transport: Transport) -> Account:
-        """The account, or ``NotAuthenticated`` after a delay that grows with each failure."""
+        """The account, or ``NotAuthenticated``; after a failure the next attempt waits for its turn."""
+        who = (hello.account, transport.peer)
+        await asyncio.sleep(self._turn(who))
         account = self._accounts.get(hello.account)
         fits = _fits_transport(account, transport)
         stored = account.password_hash if account is not None else self._decoy
         if stored is not None:
             fits = await self._password_fits(stored, hello.password) and fits
         if account is not None and not account.disabled and fits:
-            self._failures.pop(f"account {hello.account}", None)
+            self._failures.pop(who, None)
             return account
         self._on_failure()
-        await asyncio.sleep(max(self._note(f"account {hello.account}"), self._note(f"peer {transport.peer}")))
+        self._note(who)
         raise NotAuthenticated(
             "no such account, or the proof does not fit", hint="check account, password, uid and certificate"
         )
@@ -122,20 +125,31 @@ class Authenticator:
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
 
-    def _note(self, who: str) -> float:
-        """Count a failure; how long to wait before telling."""
+    def _turn(self, who: tuple[str, str]) -> float:
+        """How long this attempt has to wait; the turn is taken."""
+        failures = self._failures.get(who)
+        if failures is None:
+            return 0.0
         now = self._clock()
-        settings = self._settings
+        starts_at = max(now, failures.next_turn_at)
+        failures.next_turn_at = starts_at + self._delay(failures.count)
+        return starts_at - now
+
+    def _note(self, who: tuple[str, str]) -> None:
+        now = self._clock()
         failures = self._failures.pop(who, None)
-        if failures is None or now - failures.last_at > settings.forget_failures_after_s:
-            failures = _Failures(0, now)
+        if failures is None or now - failures.last_at > self._settings.forget_failures_after_s:
+            failures = _Failures(0, now, now)
         failures.count += 1
         failures.last_at = now
+        failures.next_turn_at = max(failures.next_turn_at, now + self._delay(failures.count))
         self._failures[who] = failures
         if len(self._failures) > MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
-        doublings = min(failures.count - 1, 32)
-        return min(settings.failure_delay_s * 2.0**doublings, settings.max_failure_delay_s)
+
+    def _delay(self, count: int) -> float:
+        doublings = min(count - 1, 32)
+        return min(self._settings.failure_delay_s * 2.0**doublings, self._settings.max_failure_delay_s)
 
 
 def _fits_transport(account: Account | None, transport: Transport) -> bool:

@@ -1,0 +1,814 @@
+"""The client library: ``Client`` for asyncio, ``SyncClient`` for everybody else.
+
+For: approval systems that sign and verify through the appliance, one item or a hundred million.
+Not for: managing keys and accounts (the officers' interface), keeping files.
+
+Rules:
+
+* Every call has a deadline, computed once; connecting, waiting for the window, retrying and reconnecting all
+  happen within it.
+* What the server says may be retried is retried until the deadline (``retries=False`` turns that off). A request
+  whose connection was lost is sent again under the same job id and index, so that nothing is lost or doubled.
+* Streams take constant memory: no more batches are out than ``depth``.
+* ``sign`` calls made in the same turn of the loop under one key travel as one batch.
+
+Ownership: everything belongs to the event loop that ``connect`` ran on. ``SyncClient`` runs one in a thread of its own
+and may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import os
+import random
+import ssl
+import struct
+import threading
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+from appliance import wire
+from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
+from appliance.errors import (
+    ApplianceError,
+    BadRequest,
+    DeadlineExceeded,
+    ProtocolError,
+    RequestError,
+    SignerFailed,
+    Unavailable,
+    from_wire,
+)
+from appliance.settings import split_address
+from appliance.wire import (
+    Form,
+    Frame,
+    FrameType,
+    Items,
+    ItemStatus,
+    KeyKind,
+    KeyRecord,
+    Priority,
+    SignedAnswer,
+    SignRequest,
+    StatusKind,
+    VerifyRequest,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_ANSWER_LEN: Final = 32 * 1024 * 1024
+"""No answer is longer: the largest is a SIGNED of 65,536 items, some 4 MiB."""
+TICK_S: Final = 0.02
+"""How often deadlines are looked at."""
+FIRST_BACK_OFF_S: Final = 0.05
+MAX_BACK_OFF_S: Final = 2.0
+DEFAULT_DEADLINE_S: Final = 30.0
+DEFAULT_BATCH_ITEMS: Final = 256
+DEFAULT_DEPTH: Final = 16
+"""Batches out at a time in a stream: enough to keep every worker busy over a slow line."""
+
+
+class Receipt(NamedTuple):
+    """One item of a stream, answered. ``signature`` is r ‖ s, 64 bytes, zeros unless ``status`` is SIGNED."""
+
+    job_id: bytes
+    index: int
+    status: ItemStatus
+    signature: bytes
+
+
+class _Pending:
+    """A request without its answer."""
+
+    __slots__ = ("deadline_at", "frame", "future", "items")
+
+    def __init__(self, frame: bytes, items: int, deadline_at: float, future: asyncio.Future[Frame]) -> None:
+        self.frame = frame
+        self.items = items
+        self.deadline_at = deadline_at
+        self.future = future
+
+
+class _Link(asyncio.Protocol):
+    """One connection; it reports to its client and knows nothing else."""
+
+    def __init__(self, client: Client, generation: int) -> None:
+        self.client = client
+        self.generation = generation
+        self.transport: asyncio.Transport | None = None
+        self._reader = wire.FrameReader(MAX_ANSWER_LEN)
+        self._out: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.client._lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.receive(data)
+        try:
+            while (frame := self._reader.next_frame()) is not None:
+                self.client._received(self, frame)
+        except ProtocolError as error:
+            self.client._broken(error)
+
+    def write(self, data: bytes) -> None:
+        """With whatever else this turn of the loop writes."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        if self.transport is not None and self._out:
+            self.transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+
+class Client:
+    """A connection to the appliance that mends itself. Make it with ``connect``; close it, or use ``async with``."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        account: str,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retries: bool = True,
+        batch_singles: bool = True,
+    ) -> None:
+        self._address = address
+        self._hello = wire.Hello(wire.VERSION, wire.VERSION, account, password)
+        self._tls = tls
+        self._deadline_s = deadline_s
+        self._retries = retries
+        self._batch_singles = batch_singles
+        self._loop = asyncio.get_running_loop()
+        self._link: _Link | None = None
+        self._welcome: wire.Welcome | None = None
+        self._welcomed = asyncio.Event()
+        self._window_freed: deque[asyncio.Future[None]] = deque()
+        self._pending: dict[int, _Pending] = {}
+        self._pending_items = 0
+        self._ids = itertools.count(2)  # 1 is HELLO's
+        self._job_prefix = os.urandom(8)
+        self._jobs = itertools.count()
+        self._gathered: dict[tuple[str, float], list[tuple[bytes, asyncio.Future[bytes]]]] = {}
+        self._reconnect = asyncio.Event()
+        self._failure: ApplianceError | None = None
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.reconnects = 0
+
+    # Life -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def connect(
+        cls,
+        address: str,
+        *,
+        account: str,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retries: bool = True,
+        batch_singles: bool = True,
+    ) -> Self:
+        """Connect and prove who we are.
+
+        ``address`` is ``unix:/path/of.sock`` or ``host:port``; the latter always speaks TLS 1.3, verified against the
+        system's CAs unless ``tls`` says otherwise. ``deadline_s`` holds for this call and, by default, for each later
+        one. Raises ``NotAuthenticated``, ``Unavailable`` or ``DeadlineExceeded``.
+        """
+        client = cls(
+            address,
+            account=account,
+            password=password,
+            tls=tls,
+            deadline_s=deadline_s,
+            retries=retries,
+            batch_singles=batch_singles,
+        )
+        client._spawn(client._tick())
+        client._spawn(client._stay_connected())
+        try:
+            async with asyncio.timeout(deadline_s):
+                await client._welcomed.wait()
+        except TimeoutError:
+            await client.close()
+            raise client._failure or DeadlineExceeded(f"{address} did not answer in {deadline_s:g} s") from None
+        if client._failure is not None:
+            await client.close()
+            raise client._failure
+        return client
+
+    async def close(self) -> None:
+        """Unanswered calls end with ``Unavailable``."""
+        self._closed = True
+        self._fail_all(Unavailable("the client was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._link is not None:
+            self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def welcome(self) -> wire.Welcome | None:
+        """What the server granted, once connected."""
+        return self._welcome
+
+    # Signing --------------------------------------------------------------------------------------------
+
+    async def sign(self, key: str, digest: bytes, *, deadline_s: float | None = None) -> bytes:
+        """Sign one 32-byte digest: SHA-256(M), or e = SM3(Z ‖ M). Returns r ‖ s, 64 bytes."""
+        if len(digest) != DIGEST_LEN:
+            raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(digest)}")
+        if self._batch_singles:
+            return await self._gather(key, digest, deadline_s or self._deadline_s)
+        answer = await self.sign_batch(key, Items(Form.DIGESTS, 1, b"", digest), deadline_s=deadline_s)
+        return _only_signature(answer)
+
+    async def sign_message(self, key: str, message: bytes, *, deadline_s: float | None = None) -> bytes:
+        """Sign one message, hashed by the server as the key's algorithm says. Returns r ‖ s, 64 bytes."""
+        return _only_signature(await self.sign_batch(key, wire.messages([message]), deadline_s=deadline_s))
+
+    async def sign_batch(
+        self,
+        key: str,
+        items: Items,
+        *,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        priority: Priority = Priority.AUTOMATIC,
+        deadline_s: float | None = None,
+    ) -> SignedAnswer:
+        """Sign up to 65,536 items in one request; look at ``failed`` and ``statuses`` of the answer."""
+        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        job = job_id if job_id is not None else self._job_prefix + struct.pack("!Q", next(self._jobs))
+        if len(job) != 16:
+            raise BadRequest(f"a job id has 16 bytes, got {len(job)}")
+
+        def encode(request_id: int) -> bytes:
+            left_ms = max(1, int((deadline_at - self._loop.time()) * 1_000))
+            return wire.encode_sign(
+                request_id, SignRequest(job, first_index, min(left_ms, 2**32 - 1), priority, key, items)
+            )
+
+        frame = await self._call(encode, FrameType.SIGNED, items.count, deadline_at)
+        answer = wire.decode_signed(frame.payload)
+        if (answer.job_id, answer.first_index, answer.count) != (job, first_index, items.count):
+            raise ProtocolError("SIGNED: the answer belongs to another request")
+        return answer
+
+    async def sign_batches(
+        self,
+        key: str,
+        batches: Iterable[Items] | AsyncIterable[Items],
+        *,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        depth: int = DEFAULT_DEPTH,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[SignedAnswer]:
+        """Sign batches as they come; answers in order of index. ``deadline_s`` holds for each batch."""
+        job = job_id if job_id is not None else os.urandom(16)
+        out: deque[asyncio.Task[SignedAnswer]] = deque()
+        index = first_index
+        try:
+            async for items in _iterate(batches):
+                while len(out) >= depth:
+                    yield await out.popleft()
+                call = self.sign_batch(key, items, job_id=job, first_index=index, deadline_s=deadline_s)
+                out.append(self._loop.create_task(call))
+                index += items.count
+            while out:
+                yield await out.popleft()
+        finally:
+            for task in out:
+                task.cancel()
+            await asyncio.gather(*out, return_exceptions=True)
+
+    async def sign_stream(
+        self,
+        key: str,
+        items: Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        form: Form = Form.DIGESTS,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        batch_items: int = DEFAULT_BATCH_ITEMS,
+        depth: int = DEFAULT_DEPTH,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[Receipt]:
+        """Sign a stream of any length in constant memory; receipts in order of index, each exactly once."""
+        batches = _in_batches(items, form, batch_items)
+        async for answer in self.sign_batches(
+            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
+        ):
+            for receipt in receipts(answer):
+                yield receipt
+
+    async def _gather(self, key: str, digest: bytes, deadline_s: float) -> bytes:
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        gathered = self._gathered.get((key, deadline_s))
+        if gathered is None:
+            gathered = self._gathered[key, deadline_s] = []
+            self._loop.call_soon(self._send_gathered, key, deadline_s)
+        gathered.append((digest, future))
+        return await future
+
+    def _send_gathered(self, key: str, deadline_s: float) -> None:
+        calls = self._gathered.pop((key, deadline_s))
+        for at in range(0, len(calls), DEFAULT_BATCH_ITEMS):
+            self._spawn(self._sign_gathered(key, calls[at : at + DEFAULT_BATCH_ITEMS], deadline_s))
+
+    async def _sign_gathered(
+        self, key: str, calls: list[tuple[bytes, asyncio.Future[bytes]]], deadline_s: float
+    ) -> None:
+        items = Items(Form.DIGESTS, len(calls), b"", b"".join(digest for digest, _ in calls))
+        try:
+            answer = await self.sign_batch(key, items, deadline_s=deadline_s)
+        except ApplianceError as error:
+            for _, future in calls:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for receipt, (_, future) in zip(receipts(answer), calls, strict=True):
+            if future.done():
+                continue
+            if receipt.status is ItemStatus.SIGNED:
+                future.set_result(receipt.signature)
+            else:
+                future.set_exception(_item_error(receipt.status))
+
+    # Verifying and status -------------------------------------------------------------------------------
+
+    async def verify(
+        self,
+        key: str | PublicKey | bytes,
+        items: Items,
+        signatures: bytes,
+        *,
+        deadline_s: float | None = None,
+    ) -> bytes:
+        """A byte an item: 1 the signature (r ‖ s) is valid, 0 it is not.
+
+        ``key`` is the name of a key that the appliance holds, a public key, or a DER certificate.
+        """
+        if len(signatures) != items.count * SIGNATURE_LEN:
+            raise BadRequest(f"{items.count} items need {items.count * SIGNATURE_LEN} bytes of signatures")
+        if isinstance(key, str):
+            kind, encoded = KeyKind.NAME, wire.encode_name(key, "key")
+        elif isinstance(key, PublicKey):
+            kind, encoded = KeyKind.SPKI, key.spki()
+        else:
+            kind, encoded = KeyKind.CERTIFICATE, key
+        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+
+        def encode(request_id: int) -> bytes:
+            left_ms = max(1, int((deadline_at - self._loop.time()) * 1_000))
+            request = VerifyRequest(min(left_ms, 2**32 - 1), kind, encoded, signatures, items)
+            return wire.encode_verify(request_id, request)
+
+        frame = await self._call(encode, FrameType.VERIFIED, items.count, deadline_at)
+        statuses = wire.decode_verified(frame.payload)
+        if len(statuses) != items.count:
+            raise ProtocolError("VERIFIED: the answer belongs to another request")
+        return statuses
+
+    async def status(self, names: Sequence[str] = (), *, deadline_s: float | None = None) -> list[KeyRecord]:
+        """What can be said of these keys; of all that the account may use where none is named."""
+        answer = await self._status(StatusKind.KEYS, names, deadline_s)
+        if isinstance(answer, bytes):
+            raise ProtocolError("STATUS_ANSWER: another kind than was asked")
+        return answer
+
+    async def appliance_status(self, *, deadline_s: float | None = None) -> dict[str, Any]:
+        """Tokens, workers and queues of the appliance."""
+        answer = await self._status(StatusKind.APPLIANCE, (), deadline_s)
+        if not isinstance(answer, bytes):
+            raise ProtocolError("STATUS_ANSWER: another kind than was asked")
+        document = json.loads(answer)
+        if not isinstance(document, dict):
+            raise ProtocolError("STATUS_ANSWER: expected a JSON object")
+        return document
+
+    async def _status(
+        self, kind: StatusKind, names: Sequence[str], deadline_s: float | None
+    ) -> list[KeyRecord] | bytes:
+        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        frame = await self._call(
+            lambda request_id: wire.encode_status(request_id, kind, names), FrameType.STATUS_ANSWER, 0, deadline_at
+        )
+        return wire.decode_status_answer(frame.payload)
+
+    async def ping(self, *, deadline_s: float | None = None) -> float:
+        """Seconds there and back."""
+        began_at = self._loop.time()
+        deadline_at = began_at + (deadline_s or self._deadline_s)
+        await self._call(lambda request_id: wire.encode_ping(request_id), FrameType.PONG, 0, deadline_at)
+        return self._loop.time() - began_at
+
+    # Calls ----------------------------------------------------------------------------------------------
+
+    async def _call(
+        self, encode: Callable[[int], bytes], expected: FrameType, items: int, deadline_at: float
+    ) -> Frame:
+        """Send a request and wait for its answer, again and again where that is allowed, until the deadline."""
+        while True:
+            await self._wait_for_window(items, deadline_at)
+            request_id = next(self._ids)
+            future: asyncio.Future[Frame] = self._loop.create_future()
+            pending = _Pending(encode(request_id), items, deadline_at, future)
+            self._pending[request_id] = pending
+            self._pending_items += items
+            assert self._link is not None
+            self._link.write(pending.frame)
+            try:
+                frame = await future
+            finally:
+                del self._pending[request_id]
+                self._pending_items -= items
+                self._wake_next()
+            if frame.type is expected:
+                return frame
+            if frame.type is not FrameType.ERROR:
+                raise ProtocolError(f"expected {expected.name}, got {frame.type.name}")
+            answer = wire.decode_error(frame.payload)
+            error = from_wire(
+                answer.code, answer.detail, hint=answer.hint, retry_after_ms=answer.retry_after_ms
+            )
+            wait_s = answer.retry_after_ms / 1_000 * random.uniform(1.0, 1.3)  # noqa: S311  # spreads retries
+            may_retry = self._retries and isinstance(error, Unavailable)
+            if not may_retry or self._loop.time() + wait_s >= deadline_at:
+                raise error
+            await asyncio.sleep(wait_s)
+
+    async def _wait_for_window(self, items: int, deadline_at: float) -> None:
+        """Until connected and the window has room; first come, first served."""
+        if self._has_room(items) and not self._window_freed:
+            return
+        try:
+            async with asyncio.timeout_at(deadline_at):
+                while not self._has_room(items):
+                    self._check_usable(items)
+                    waiter: asyncio.Future[None] = self._loop.create_future()
+                    self._window_freed.append(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        if waiter in self._window_freed:
+                            self._window_freed.remove(waiter)
+        except TimeoutError:
+            raise self._failure or DeadlineExceeded(
+                f"the deadline passed before the request could be sent to {self._address}"
+            ) from None
+        self._wake_next()
+
+    def _check_usable(self, items: int) -> None:
+        if self._closed:
+            raise Unavailable("the client was closed")
+        if self._failure is not None and isinstance(self._failure, RequestError):
+            raise self._failure
+        if self._welcome is not None and items > self._welcome.window_items:
+            raise BadRequest(f"{items} items are more than the window of {self._welcome.window_items}")
+
+    def _has_room(self, items: int) -> bool:
+        welcome = self._welcome
+        return (
+            welcome is not None
+            and self._welcomed.is_set()
+            and len(self._pending) < welcome.window_requests
+            and self._pending_items + items <= welcome.window_items
+        )
+
+    def _wake_next(self) -> None:
+        while self._window_freed:
+            waiter = self._window_freed.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        for waiter in self._window_freed:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # The connection -------------------------------------------------------------------------------------
+
+    def _received(self, link: _Link, frame: Frame) -> None:
+        pending = self._pending.get(frame.request_id)
+        if pending is not None:
+            if not pending.future.done():
+                pending.future.set_result(frame)
+        elif frame.type is FrameType.WELCOME:
+            self._welcome = wire.decode_welcome(frame.payload)
+            self._failure = None
+            self._welcomed.set()
+            # Lost with the last connection, perhaps after they were done: the same names make that safe.
+            for waiting in self._pending.values():
+                link.write(waiting.frame)
+            self._wake_all()
+        elif frame.type is FrameType.ERROR and not frame.request_id:
+            answer = wire.decode_error(frame.payload)
+            self._failure = from_wire(
+                answer.code, answer.detail, hint=answer.hint, retry_after_ms=answer.retry_after_ms
+            )
+            if isinstance(self._failure, RequestError):
+                self._broken(self._failure)
+        elif frame.type is FrameType.GOAWAY:
+            self._welcomed.clear()  # what was accepted is still answered; new requests wait for the next server
+
+    def _broken(self, error: ApplianceError) -> None:
+        """This will not get better by trying again."""
+        self._failure = error
+        self._fail_all(error)
+        self._welcomed.set()
+        self._wake_all()
+        if self._link is not None:
+            self._link.close()
+
+    def _fail_all(self, error: ApplianceError) -> None:
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)
+
+    def _lost(self, link: _Link) -> None:
+        if link is self._link:
+            self._link = None
+            if not isinstance(self._failure, RequestError):
+                self._welcomed.clear()
+            self._reconnect.set()
+
+    async def _stay_connected(self) -> None:
+        """Connect, and again with growing pauses whenever the connection is lost."""
+        back_off_s = FIRST_BACK_OFF_S
+        for generation in itertools.count():
+            if isinstance(self._failure, RequestError):
+                return
+            try:
+                self._link = await self._open(generation)
+                self._link.write(wire.encode_hello(self._hello))
+                began_at = self._loop.time()
+                await self._reconnect.wait()
+                self._reconnect.clear()
+                if self._loop.time() - began_at > MAX_BACK_OFF_S:
+                    back_off_s = FIRST_BACK_OFF_S
+            except (OSError, ssl.SSLError) as error:
+                self._failure = Unavailable(
+                    f"cannot connect to {self._address}: {error}", hint="is cloud-seald running there?"
+                )
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    self._failure = BadRequest(f"{self._address}: {error}", hint="trust its CA, or fix the name")
+                    self._broken(self._failure)
+                    return
+            self.reconnects += 1
+            await asyncio.sleep(back_off_s * random.uniform(0.5, 1.0))  # noqa: S311  # spreads a herd
+            back_off_s = min(back_off_s * 2, MAX_BACK_OFF_S)
+
+    async def _open(self, generation: int) -> _Link:
+        def make() -> _Link:
+            return _Link(self, generation)
+
+        if self._address.startswith("unix:"):
+            _, link = await self._loop.create_unix_connection(make, self._address.removeprefix("unix:"))
+            return link
+        host, port = split_address(self._address)
+        context = self._tls if self._tls is not None else ssl.create_default_context()
+        _, link = await self._loop.create_connection(make, host, port, ssl=context, server_hostname=host)
+        return link
+
+    async def _tick(self) -> None:
+        """End calls whose deadline has passed: one look at all of them costs less than a timer for each."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self._loop.time()
+            for pending in self._pending.values():
+                if pending.deadline_at <= now and not pending.future.done():
+                    pending.future.set_exception(
+                        DeadlineExceeded("the deadline passed without an answer", hint="ask again by the same job id")
+                    )
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
+    """The items of an answer, one by one."""
+    signatures = bytes(answer.signatures)
+    for at, status in enumerate(bytes(answer.statuses)):
+        yield Receipt(
+            answer.job_id,
+            answer.first_index + at,
+            ItemStatus(status),
+            signatures[at * SIGNATURE_LEN : (at + 1) * SIGNATURE_LEN],
+        )
+
+
+def _only_signature(answer: SignedAnswer) -> bytes:
+    if answer.failed:
+        raise _item_error(ItemStatus(answer.statuses[0]))
+    return bytes(answer.signatures)
+
+
+def _item_error(status: ItemStatus) -> SignerFailed:
+    what = "refused the item" if status is ItemStatus.REFUSED else "failed on the item again and again"
+    return SignerFailed(f"the token {what}", hint="see the daemon's log")
+
+
+async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(source, AsyncIterable):
+        async for one in source:
+            yield one
+    else:
+        for one in source:
+            yield one
+
+
+async def _in_batches(
+    items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
+) -> AsyncIterator[Items]:
+    if not 1 <= batch_items <= wire.MAX_ITEMS:
+        raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
+    batch: list[bytes] = []
+    async for item in _iterate(items):
+        if form is Form.DIGESTS and len(item) != DIGEST_LEN:
+            raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
+        batch.append(item)
+        if len(batch) == batch_items:
+            yield _join(batch, form)
+            batch = []
+    if batch:
+        yield _join(batch, form)
+
+
+def _join(batch: list[bytes], form: Form) -> Items:
+    return wire.messages(batch) if form is Form.MESSAGES else wire.digests(b"".join(batch))
+
+
+class SyncClient:
+    """The same without asyncio: blocking calls, ordinary iterators. Any thread may call it."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        account: str,
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retries: bool = True,
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cloud-seal-client", daemon=True)
+        self._thread.start()
+        try:
+            self._client = self._wait(
+                Client.connect(
+                    address, account=account, password=password, tls=tls, deadline_s=deadline_s, retries=retries
+                )
+            )
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def _wait(self, call: Awaitable[T]) -> T:
+        async def run() -> T:
+            return await call
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def close(self) -> None:
+        """Unanswered calls end with ``Unavailable``."""
+        if not self._loop.is_closed():
+            self._wait(self._client.close())
+            self._end_loop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def sign(self, key: str, digest: bytes, *, deadline_s: float | None = None) -> bytes:
+        """See ``Client.sign``."""
+        return self._wait(self._client.sign(key, digest, deadline_s=deadline_s))
+
+    def sign_message(self, key: str, message: bytes, *, deadline_s: float | None = None) -> bytes:
+        """See ``Client.sign_message``."""
+        return self._wait(self._client.sign_message(key, message, deadline_s=deadline_s))
+
+    def sign_batch(
+        self,
+        key: str,
+        items: Items,
+        *,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        priority: Priority = Priority.AUTOMATIC,
+        deadline_s: float | None = None,
+    ) -> SignedAnswer:
+        """See ``Client.sign_batch``."""
+        return self._wait(
+            self._client.sign_batch(
+                key, items, job_id=job_id, first_index=first_index, priority=priority, deadline_s=deadline_s
+            )
+        )
+
+    def sign_batches(
+        self,
+        key: str,
+        batches: Iterable[Items],
+        *,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        depth: int = DEFAULT_DEPTH,
+        deadline_s: float | None = None,
+    ) -> Iterator[SignedAnswer]:
+        """See ``Client.sign_batches``. ``batches`` is consumed in the client's own thread."""
+        answers = self._client.sign_batches(
+            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
+        )
+        try:
+            while True:
+                try:
+                    yield self._wait(anext(answers))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not self._loop.is_closed():
+                self._wait(answers.aclose())  # type: ignore[attr-defined]  # it is an async generator
+
+    def sign_stream(
+        self,
+        key: str,
+        items: Iterable[bytes],
+        *,
+        form: Form = Form.DIGESTS,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        batch_items: int = DEFAULT_BATCH_ITEMS,
+        depth: int = DEFAULT_DEPTH,
+        deadline_s: float | None = None,
+    ) -> Iterator[Receipt]:
+        """See ``Client.sign_stream``. ``items`` is consumed in the client's own thread."""
+        iterator = iter(items)
+        batches = (
+            _join(batch, form) for batch in iter(lambda: list(itertools.islice(iterator, batch_items)), [])
+        )
+        for answer in self.sign_batches(
+            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
+        ):
+            yield from receipts(answer)
+
+    def verify(
+        self, key: str | PublicKey | bytes, items: Items, signatures: bytes, *, deadline_s: float | None = None
+    ) -> bytes:
+        """See ``Client.verify``."""
+        return self._wait(self._client.verify(key, items, signatures, deadline_s=deadline_s))
+
+    def status(self, names: Sequence[str] = (), *, deadline_s: float | None = None) -> list[KeyRecord]:
+        """See ``Client.status``."""
+        return self._wait(self._client.status(names, deadline_s=deadline_s))
+
+    def appliance_status(self, *, deadline_s: float | None = None) -> dict[str, Any]:
+        """See ``Client.appliance_status``."""
+        return self._wait(self._client.appliance_status(deadline_s=deadline_s))
+
+    def ping(self, *, deadline_s: float | None = None) -> float:
+        """See ``Client.ping``."""
+        return self._wait(self._client.ping(deadline_s=deadline_s))

@@ -1,0 +1,300 @@
+"""``cloud-seald``: the composition root. It alone knows the concrete types and ties them together.
+
+Life of the process: read the settings, open the registry, start the signer pools, listen; on SIGTERM or SIGINT stop
+accepting, answer what was accepted, stop the workers, exit 0. SIGHUP tries a refused PIN again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import uvloop
+from aiohttp import web
+from appliance_pkcs11.profile import ProfileError, TokenProfile
+
+from appliance import __version__
+from appliance.accounts import Authenticator
+from appliance.errors import ApplianceError, ConfigError
+from appliance.holdings import Holdings
+from appliance.metrics import Metrics
+from appliance.pipeline import Pipeline
+from appliance.policy import HeldKey
+from appliance.registry import Registry
+from appliance.server import WireServer, tls_context
+from appliance.settings import Settings, TokenSettings, load_mapping, load_settings
+from appliance.signers import SignerPool
+from appliance.verifying import Verifier
+from appliance.web import Services, health_application, officer_application, officer_uids, start_site
+
+log = logging.getLogger("appliance")
+
+MAX_PIN_LEN: Final = 255
+DRAIN_TICK_S: Final = 0.01
+
+
+def load_profile(token: TokenSettings) -> TokenProfile:
+    """The token's profile, else ``ConfigError`` with the file's name."""
+    try:
+        return TokenProfile.from_mapping(load_mapping(token.profile))
+    except ProfileError as error:
+        raise ConfigError(f"{token.profile}: {error}") from error
+
+
+def pin_reader(path: Path) -> Callable[[], bytes]:
+    """Reads the PIN anew for each start of a worker: a rotated PIN needs no restart, and none is kept in memory."""
+
+    def read() -> bytes:
+        try:
+            pin = path.read_bytes().rstrip(b"\r\n")
+        except OSError as error:
+            raise ConfigError(f"PIN file {path}: {error.strerror}", hint="check tokens[].pin_file") from error
+        if not 1 <= len(pin) <= MAX_PIN_LEN:
+            raise ConfigError(f"PIN file {path}: {len(pin)} bytes, expected 1 to {MAX_PIN_LEN}")
+        return pin
+
+    return read
+
+
+def check_secret_file(path: Path) -> None:
+    """A secret that others may read is none."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="check tokens[].pin_file") from error
+    if mode & 0o077:
+        raise ConfigError(f"{path}: others may read it (mode {mode & 0o777:04o})", hint=f"chmod 600 {path}")
+
+
+def check(settings: Settings) -> list[TokenProfile]:
+    """What can be told without starting anything; the profiles."""
+    profiles = [load_profile(token) for token in settings.tokens]
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two token profiles are named {name!r}", hint="keys are recorded under that name")
+    for token in settings.tokens:
+        check_secret_file(token.pin_file)
+        pin_reader(token.pin_file)()
+    if settings.listen.tcp is not None:
+        tls_context(settings.listen)
+    return profiles
+
+
+class Daemon:
+    """Everything that runs, in the order in which it depends on each other."""
+
+    def __init__(self, settings: Settings) -> None:
+        profiles = check(settings)
+        clock = time.monotonic
+        self._settings = settings
+        self.registry = Registry(settings.registry)
+        self.holdings = Holdings(self.registry)
+        self.metrics = Metrics(profile.name for profile in profiles)
+        self.verifier = Verifier(max_table_bytes=settings.verify.max_table_len, engine=settings.verify.engine)
+        self._verify_threads = ThreadPoolExecutor(settings.verify.threads, thread_name_prefix="verify")
+        self._hash_threads = ThreadPoolExecutor(
+            settings.auth.max_concurrent_hashes, thread_name_prefix="argon2"
+        )
+        self.pools = {
+            profile.name: SignerPool(
+                profile,
+                pin_reader(token.pin_file),
+                settings.signers,
+                settings.window.max_queued_items,
+                self.verifier,
+                self.metrics,
+                clock,
+                self._find_key,
+            )
+            for profile, token in zip(profiles, settings.tokens, strict=True)
+        }
+        self.pipeline = Pipeline(
+            self.holdings,
+            self.pools,
+            self.verifier,
+            self._verify_threads,
+            settings.times,
+            settings.window.max_queued_items,
+            clock,
+        )
+        self.authenticator = Authenticator(
+            self.holdings.accounts,
+            settings.auth,
+            self._hash_threads,
+            clock,
+            self.metrics.authentication_failures.inc,
+        )
+        self.server = WireServer(settings, self.pipeline, self.authenticator, self.metrics, clock)
+        self.metrics.watch(self._read_gauges)
+        self._stop = asyncio.Event()
+
+    def _find_key(self, name: str) -> HeldKey | None:
+        key = self.holdings.keys.get(name)
+        return None if key is None or key.disabled else key
+
+    def _read_gauges(self) -> Iterable[tuple[str, str, dict[str, float]]]:
+        dispatchers = {name: pool.dispatcher for name, pool in self.pools.items()}
+        yield (
+            "cloudseal_queued_items",
+            "Items that wait for a worker.",
+            {name: one.queued_items for name, one in dispatchers.items()},
+        )
+        yield (
+            "cloudseal_inflight_items",
+            "Items with a worker.",
+            {name: one.inflight_items for name, one in dispatchers.items()},
+        )
+        yield (
+            "cloudseal_token_up",
+            "1 where at least one worker can sign.",
+            {name: float(pool.is_up) for name, pool in self.pools.items()},
+        )
+        yield (
+            "cloudseal_retried_parts",
+            "Runs of items given to another worker since the start.",
+            {name: one.retried_parts for name, one in dispatchers.items()},
+        )
+
+    def request_stop(self) -> None:
+        """SIGTERM: drain and end."""
+        self._stop.set()
+
+    def reload(self) -> None:
+        """SIGHUP: the operator has changed a PIN file."""
+        for pool in self.pools.values():
+            pool.retry()
+
+    async def run(self) -> None:
+        """Until stopped; what was accepted is answered before this returns."""
+        services = Services(self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics)
+        runners: list[web.AppRunner] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(pool.run(), name=name) for name, pool in self.pools.items()]
+                tasks.append(group.create_task(self._finish_unfinished_keys()))
+                await self._start_sites(services, runners)
+                await self.server.start()
+                watcher = group.create_task(self.server.watch())
+                log.info("cloud-seald %s is up, verifying with %s", __version__, self.verifier.engine)
+                await self._stop.wait()
+                await self._drain()
+                watcher.cancel()
+                for pool in self.pools.values():
+                    pool.stop()
+                tasks[-1].cancel()
+        finally:
+            for runner in runners:
+                await runner.cleanup()
+            self._verify_threads.shutdown()
+            self._hash_threads.shutdown()
+            self.registry.close()
+
+    async def _start_sites(self, services: Services, runners: list[web.AppRunner]) -> None:
+        settings = self._settings.web
+        applications = []
+        if settings.health is not None:
+            applications.append((health_application(services), False))
+        if settings.officer_socket is not None:
+            applications.append((officer_application(services, officer_uids(settings)), True))
+        for application, officers in applications:
+            runner = web.AppRunner(application, access_log=None)
+            runners.append(runner)
+            try:
+                await start_site(runner, settings, officers=officers)
+            except OSError as error:
+                raise ConfigError(f"cannot listen: {error}", hint="see web: in the configuration") from error
+
+    async def _finish_unfinished_keys(self) -> None:
+        """Once each token is up: keys that a crash left half made."""
+        for name, pool in self.pools.items():
+            if not any(row[2] == name for row in self.registry.unfinished_keys()):
+                continue
+            while not pool.is_up:
+                await asyncio.sleep(0.1)
+            await self.holdings.finish_unfinished(name, pool)
+
+    async def _drain(self) -> None:
+        """Finish what was accepted, refuse what comes."""
+        log.info("draining: %d requests accepted and not answered", self.pipeline.live_requests)
+        self.pipeline.draining = True
+        self.server.stop_listening()
+        try:
+            async with asyncio.timeout(self._settings.times.drain_s):
+                while self.pipeline.live_requests:
+                    await asyncio.sleep(DRAIN_TICK_S)
+        except TimeoutError:
+            log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
+        await self.server.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cloud-seald", description="The cloud-seal signing daemon.")
+    parser.add_argument("--config", type=Path, default=Path("/etc/cloud-seal/appliance.yaml"))
+    parser.add_argument("--check", action="store_true", help="read the configuration, say what is wrong, and end")
+    parser.add_argument("--allow-root", action="store_true", help="run as root; for demonstrations and tests")
+    parser.add_argument("--version", action="version", version=f"cloud-seald {__version__}")
+    return parser
+
+
+async def _serve(settings: Settings) -> None:
+    daemon = Daemon(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
+    await daemon.run()
+
+
+def _report(error: ApplianceError) -> int:
+    print(f"cloud-seald: {error.detail}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _flat(group: ExceptionGroup[Exception]) -> list[Exception]:
+    return [
+        leaf for error in group.exceptions for leaf in (_flat(error) if isinstance(error, ExceptionGroup) else [error])
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes are those of ``errors.TABLE``; 0 after a drain."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(options.config)
+        if options.check:
+            check(settings)
+            print(f"{options.config}: good")
+            return 0
+        if os.geteuid() == 0 and not options.allow_root:
+            raise ConfigError("cloud-seald does not run as root", hint="use a user of its own, or --allow-root")
+        logging.basicConfig(
+            level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+        )
+        uvloop.run(_serve(settings))
+    except ApplianceError as error:
+        return _report(error)
+    except ExceptionGroup as group:  # what a task group makes of an error at start-up
+        ours, others = group.split(ApplianceError)
+        if others is not None or ours is None:
+            raise
+        errors = [error for error in _flat(ours) if isinstance(error, ApplianceError)]
+        return max(_report(error) for error in errors)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,461 @@
+"""Which signer worker signs what, and when.
+
+For: turning accepted work into slices and slices into signatures: coalescing, spreading, fairness, retries, bounds.
+Not for: processes and sockets (``signers``), who may sign (``policy``).
+
+Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
+gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. A worker may have
+one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
+busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
+
+Rules:
+
+* One event loop owns everything here; nothing is locked and nothing awaits.
+* Interactive work goes first, yet every ``bulk_share``-th slice is bulk work where both wait. Keys of one class take
+  turns.
+* What waits is bounded (``max_queued_items``); beyond it ``submit`` raises ``Busy`` and says when to come back.
+* Signatures come back as one block and are copied at most once; no object exists for an item.
+
+Crash story: a worker that is gone takes its slices with it. Their parts go back to the head of their queue, split,
+and no longer share a slice with anything else, so that an item that kills workers is left alone in the end and fails
+by itself. A part's results are taken once: a slice is forgotten when its worker answers or is gone, whichever is
+first. A signature made and not received is never released; nothing is released twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Final, Protocol
+
+from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN
+from appliance.errors import ApplianceError, Busy, DeadlineExceeded
+from appliance.settings import SignerSettings
+from appliance.wire import Buffer, Form, Items, ItemStatus, Priority
+
+INTERACTIVE_MAX_ITEMS: Final = 16
+"""Up to here a request that names no priority counts as interactive: a clerk's handful of seals."""
+SPLIT: Final = 8
+"""A part whose worker died comes back in so many pieces: few steps to single out one item in 4,096."""
+FIRST_GUESS_ITEM_S: Final = 100e-6
+"""Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
+EWMA_WEIGHT: Final = 0.2
+
+
+class Work:
+    """One accepted request to sign: where its results gather until all are there.
+
+    Owned by the dispatcher from ``submit`` until ``on_end`` has been called, which happens exactly once: with
+    ``error`` None and ``statuses`` (a byte an item) and ``signatures`` (64 bytes an item), or with an error.
+    """
+
+    __slots__ = (
+        "accepted_at",
+        "bulk",
+        "count",
+        "deadline_at",
+        "ended",
+        "error",
+        "items",
+        "key",
+        "missing",
+        "offsets",
+        "on_end",
+        "signatures",
+        "statuses",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        items: Items,
+        priority: Priority,
+        accepted_at: float,
+        deadline_at: float,
+        on_end: Callable[[Work], None],
+    ) -> None:
+        self.key = key
+        self.items = items
+        self.count = items.count
+        self.bulk = priority is Priority.BULK or (
+            priority is Priority.AUTOMATIC and items.count > INTERACTIVE_MAX_ITEMS
+        )
+        self.accepted_at = accepted_at
+        self.deadline_at = deadline_at
+        self.on_end = on_end
+        self.missing = items.count
+        self.ended = False
+        self.error: ApplianceError | None = None
+        self.statuses: Buffer = b""
+        self.signatures: Buffer = b""
+        self.offsets: list[int] | None = None  # where each message starts, for tokens that hash themselves
+
+    def end(self, error: ApplianceError | None = None) -> None:
+        """Tell the owner, once."""
+        if not self.ended:
+            self.ended = True
+            self.error = error
+            self.on_end(self)
+
+    def take(self, first: int, statuses: Buffer, signatures: Buffer) -> None:
+        """Results of ``len(statuses)`` items from ``first`` on."""
+        if self.ended:
+            return
+        count = len(statuses)
+        if count == self.count:  # the usual case: the whole request was one part, nothing is copied
+            self.statuses, self.signatures = statuses, signatures
+        else:
+            if not self.statuses:
+                self.statuses = bytearray(self.count)
+                self.signatures = bytearray(self.count * SIGNATURE_LEN)
+            assert isinstance(self.statuses, bytearray) and isinstance(self.signatures, bytearray)
+            self.statuses[first : first + count] = statuses
+            self.signatures[first * SIGNATURE_LEN : (first + count) * SIGNATURE_LEN] = signatures
+        self.missing -= count
+        if not self.missing:
+            self.end()
+
+    def body(self, first: int, count: int) -> tuple[Buffer, Buffer]:
+        """Lengths and data of some of its items; digests have no lengths."""
+        if self.items.form is Form.DIGESTS:
+            if count == self.count:
+                return b"", self.items.data
+            return b"", memoryview(self.items.data)[first * DIGEST_LEN : (first + count) * DIGEST_LEN]
+        if self.offsets is None:
+            lengths = struct.unpack(f"!{self.count}I", self.items.lengths)
+            self.offsets = list(accumulate(lengths, initial=0))
+        data = memoryview(self.items.data)[self.offsets[first] : self.offsets[first + count]]
+        return memoryview(self.items.lengths)[first * 4 : (first + count) * 4], data
+
+
+class Part:
+    """A run of items of one work that is queued or with a worker as one."""
+
+    __slots__ = ("attempts", "count", "first", "work")
+
+    def __init__(self, work: Work, first: int, count: int, attempts: int = 0) -> None:
+        self.work = work
+        self.first = first
+        self.count = count
+        self.attempts = attempts
+
+
+class Slice:
+    """What a worker has been given: ``sent_at`` is when, ``queued_at`` when its oldest item was accepted."""
+
+    __slots__ = ("bulk", "count", "form", "key", "parts", "queued_at", "sent_at")
+
+    def __init__(self, key: str, form: Form, parts: list[Part], count: int, bulk: bool, sent_at: float) -> None:
+        self.key = key
+        self.form = form
+        self.parts = parts
+        self.count = count
+        self.bulk = bulk
+        self.sent_at = sent_at
+        self.queued_at = min(part.work.accepted_at for part in parts)
+
+    def body(self) -> list[Buffer]:
+        """The buffers to send, in order: lengths first, then data."""
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return list(part.work.body(part.first, part.count))
+        bodies = [part.work.body(part.first, part.count) for part in self.parts]
+        return [lengths for lengths, _ in bodies] + [data for _, data in bodies]
+
+
+class Worker(Protocol):
+    """What the dispatcher knows of a signer worker."""
+
+    sessions: int
+
+    @property
+    def outstanding(self) -> int:
+        """Slices that it has been given and not answered."""
+
+    def has_key(self, key: str) -> bool:
+        """Whether it can sign with that key now."""
+
+    def send(self, piece: Slice) -> None:
+        """Give it a slice. It must not raise: a broken link shows as a worker that is gone."""
+
+
+class _Queue:
+    """What waits for one key in one class."""
+
+    __slots__ = ("items", "key", "parts")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.parts: deque[Part] = deque()
+        self.items = 0
+
+
+class _Class:
+    """The queues of one class; keys take turns."""
+
+    __slots__ = ("_queues",)
+
+    def __init__(self) -> None:
+        self._queues: OrderedDict[str, _Queue] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def append(self, part: Part) -> None:
+        queue = self._queue(part.work.key)
+        queue.parts.append(part)
+        queue.items += part.count
+
+    def put_back(self, part: Part) -> None:
+        queue = self._queue(part.work.key)
+        queue.parts.appendleft(part)
+        queue.items += part.count
+
+    def _queue(self, key: str) -> _Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue(key)
+        return queue
+
+    def keys(self) -> Iterable[str]:
+        return self._queues.keys()
+
+    def turn(self, worker: Worker) -> _Queue | None:
+        """The queue whose turn it is, among those that the worker can serve."""
+        for key, queue in self._queues.items():
+            if worker.has_key(key):
+                self._queues.move_to_end(key)
+                return queue
+        return None
+
+    def drop_if_empty(self, queue: _Queue) -> None:
+        if not queue.parts:
+            self._queues.pop(queue.key, None)
+
+
+class Dispatcher:
+    """The queue before one token and the slices with its workers. Owned by the event loop."""
+
+    def __init__(
+        self,
+        settings: SignerSettings,
+        max_queued_items: int,
+        clock: Callable[[], float],
+        want_key: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._max_queued_items = max_queued_items
+        self._clock = clock
+        self._want_key = want_key
+        self._workers: list[Worker] = []
+        self._interactive = _Class()
+        self._bulk = _Class()
+        self._live: dict[Work, None] = {}
+        self._turn = 0
+        self._item_s = FIRST_GUESS_ITEM_S
+        self.queued_items = 0
+        self.inflight_items = 0
+        self.retried_parts = 0
+
+    # Work in, work out ----------------------------------------------------------------------------------
+
+    def submit(self, work: Work) -> None:
+        """Accept it, or raise ``Busy``. ``pump`` is called by whoever has submitted all that arrived together."""
+        if self.queued_items + work.count > self._max_queued_items:
+            raise Busy(
+                f"{self.queued_items} items wait already, the limit is {self._max_queued_items}",
+                hint="send less at a time, or add workers",
+                retry_after_ms=self.retry_after_ms(),
+            )
+        self._live[work] = None
+        self.queued_items += work.count
+        (self._bulk if work.bulk else self._interactive).append(Part(work, 0, work.count))
+
+    def retry_after_ms(self) -> int:
+        """How long until half of what waits is done, as far as we can tell."""
+        sessions = sum(worker.sessions for worker in self._workers) or 1
+        return max(10, min(5_000, int(self.queued_items * self._item_s / sessions * 500)))
+
+    def fail_all(self, error: ApplianceError) -> None:
+        """The token is down: everything accepted gets that answer; what workers still hold is ignored."""
+        for work in list(self._live):
+            self.end(work, error)
+        self._drop_ended(self._interactive)
+        self._drop_ended(self._bulk)
+
+    def fail_key(self, key: str, error: ApplianceError) -> None:
+        """No worker can use that key: whatever waits for it gets that answer."""
+        for work in [work for work in self._live if work.key == key]:
+            self.end(work, error)
+        self._drop_ended(self._interactive)
+        self._drop_ended(self._bulk)
+
+    def expire(self) -> None:
+        """Answer whatever has passed its deadline; called a few times a second."""
+        now = self._clock()
+        late = [work for work in self._live if work.deadline_at <= now]
+        for work in late:
+            self.end(work, DeadlineExceeded("the deadline passed before all items were signed"))
+        if late:
+            self._drop_ended(self._interactive)
+            self._drop_ended(self._bulk)
+
+    def cancel(self, works: Iterable[Work]) -> None:
+        """Nobody waits for these any more."""
+        for work in works:
+            self._live.pop(work, None)
+            work.ended = True
+        self._drop_ended(self._interactive)
+        self._drop_ended(self._bulk)
+
+    @property
+    def live_requests(self) -> int:
+        """Requests accepted and not answered."""
+        return len(self._live)
+
+    def end(self, work: Work, error: ApplianceError) -> None:
+        """Answer one work with an error."""
+        self._live.pop(work, None)
+        work.end(error)
+
+    def _drop_ended(self, class_: _Class) -> None:
+        for key in list(class_.keys()):
+            queue = class_._queue(key)  # noqa: SLF001  # the two are one mechanism
+            kept = deque(part for part in queue.parts if not part.work.ended)
+            items = sum(part.count for part in kept)
+            self.queued_items -= queue.items - items
+            queue.parts, queue.items = kept, items
+            class_.drop_if_empty(queue)
+
+    # Workers --------------------------------------------------------------------------------------------
+
+    def worker_up(self, worker: Worker) -> None:
+        """It can be given slices from now on."""
+        self._workers.append(worker)
+        self.pump()
+
+    def worker_gone(self, worker: Worker, slices: Iterable[Slice]) -> None:
+        """It has died with these slices unanswered: their parts wait again, at the head of the queue."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+        for piece in reversed(list(slices)):
+            self.inflight_items -= piece.count
+            for part in reversed(piece.parts):
+                self._retry(part)
+        self.pump()
+
+    def slice_answered(
+        self, piece: Slice, statuses: Buffer, signatures: Buffer, done: int, execution_s: float
+    ) -> None:
+        """A worker has answered: the first ``done`` items are decided, the others must go elsewhere."""
+        self.inflight_items -= piece.count
+        if done:
+            self._item_s += EWMA_WEIGHT * (execution_s / done - self._item_s)
+        if len(piece.parts) == 1 and done == piece.count:
+            part = piece.parts[0]
+            self._take(part, statuses, signatures)
+            return
+        statuses, signatures = memoryview(statuses), memoryview(signatures)
+        retries = []
+        at = 0
+        for part in piece.parts:
+            got = min(part.count, max(0, done - at))
+            if got:
+                head = Part(part.work, part.first, got)
+                self._take(head, statuses[at : at + got], signatures[at * SIGNATURE_LEN : (at + got) * SIGNATURE_LEN])
+            if got < part.count:
+                retries.append(Part(part.work, part.first + got, part.count - got, part.attempts))
+            at += part.count
+        for part in reversed(retries):
+            self._retry(part)
+
+    def _take(self, part: Part, statuses: Buffer, signatures: Buffer) -> None:
+        work = part.work
+        work.take(part.first, statuses, signatures)
+        if work.ended:
+            self._live.pop(work, None)
+
+    def _retry(self, part: Part) -> None:
+        """Put it back, split; an item that was alone and failed too often fails for good."""
+        if part.work.ended:
+            return
+        self.retried_parts += 1
+        attempts = part.attempts + 1
+        if part.count == 1 and attempts >= self._settings.max_attempts:
+            self._take(part, bytes((ItemStatus.FAILED,)), bytes(SIGNATURE_LEN))
+            return
+        class_ = self._bulk if part.work.bulk else self._interactive
+        step = -(-part.count // SPLIT)
+        for offset in reversed(range(0, part.count, step)):
+            count = min(step, part.count - offset)
+            class_.put_back(Part(part.work, part.first + offset, count, attempts))
+        self.queued_items += part.count
+
+    # Slices ---------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Give waiting work to workers that have room."""
+        while self._interactive or self._bulk:
+            given = False
+            for worker in sorted(self._workers, key=_load):
+                if worker.outstanding > worker.sessions:
+                    break  # sorted: the others have no room either
+                piece = self._next_slice(worker)
+                if piece is not None:
+                    self.inflight_items += piece.count
+                    worker.send(piece)
+                    given = True
+                    break
+            if not given:
+                break
+        if self._workers:
+            for class_ in (self._interactive, self._bulk):
+                for key in class_.keys():
+                    if not any(worker.has_key(key) for worker in self._workers):
+                        self._want_key(key)
+
+    def _next_slice(self, worker: Worker) -> Slice | None:
+        classes = [self._interactive, self._bulk]
+        if self._interactive and self._bulk:
+            self._turn += 1
+            if self._turn % self._settings.bulk_share == 0:
+                classes.reverse()
+        for class_ in classes:
+            queue = class_.turn(worker)
+            if queue is not None:
+                piece = self._fill(queue, class_ is self._bulk)
+                class_.drop_if_empty(queue)
+                return piece
+        return None
+
+    def _fill(self, queue: _Queue, bulk: bool) -> Slice:
+        """Take parts off the queue until the slice is as large as it may be."""
+        target = int(self._settings.slice_target_ms / 1_000 / self._item_s)
+        idle = sum(max(0, worker.sessions - worker.outstanding) for worker in self._workers)
+        if idle > 1:  # spread what is there over those that have nothing to do
+            target = min(target, -(-queue.items // idle))
+        room = max(1, min(target, self._settings.max_slice_items))
+        parts: list[Part] = []
+        count = 0
+        while queue.parts and count < room:
+            part = queue.parts[0]
+            if parts and (part.attempts or parts[0].attempts or part.work.items.form is not parts[0].work.items.form):
+                break  # a suspect goes alone
+            take = min(part.count, room - count) if not part.attempts else part.count
+            if take == part.count:
+                queue.parts.popleft()
+                parts.append(part)
+            else:
+                parts.append(Part(part.work, part.first, take))
+                part.first += take
+                part.count -= take
+            count += take
+        queue.items -= count
+        self.queued_items -= count
+        return Slice(queue.key, parts[0].work.items.form, parts, count, bulk, self._clock())
+
+
+def _load(worker: Worker) -> float:
+    return worker.outstanding / worker.sessions

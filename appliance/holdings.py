@@ -1,0 +1,157 @@
+"""What a request needs to know, in memory: accounts and keys as the registry has them.
+
+For: look-ups on the hot path without I/O, and for officers' acts: written to the registry first, then here.
+Not for: deciding (``policy``), durability (``registry``).
+
+Crash story: memory follows the registry, never leads it. An act that a crash cut short before the registry's commit
+never was; after it, the next start reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Protocol
+
+from appliance.algorithms import Algorithm, PublicKey
+from appliance.errors import BadRequest, NotFound
+from appliance.policy import EVERY_KEY, Account, HeldKey
+from appliance.registry import Registry
+from appliance.wire import MAX_NAME_LEN
+
+log = logging.getLogger(__name__)
+
+KEY_ID_LEN: Final = 16
+"""CKA_ID: random, so that no two appliances sharing a token choose the same."""
+
+
+class KeyMaker(Protocol):
+    """What makes keys: a signer pool."""
+
+    async def create_key(self, key_id: bytes, name: str, algorithm: Algorithm) -> PublicKey:
+        """Have the token make a key pair; its public half."""
+
+    async def list_keys(self) -> list[dict[str, str]]:
+        """What the token holds."""
+
+    def forget_key(self, name: str) -> None:
+        """What was known of that key is out of date."""
+
+
+class Holdings:
+    """Owned by the event loop; registry calls run in a thread, one act at a time."""
+
+    def __init__(self, registry: Registry, id_source: Callable[[int], bytes] = secrets.token_bytes) -> None:
+        self._registry = registry
+        self._id_source = id_source
+        self._acts = asyncio.Lock()
+        self._accounts: dict[str, Account] = {one.name: one for one in registry.accounts()}
+        self._keys: dict[str, HeldKey] = {one.name: one for one in registry.keys()}
+
+    @property
+    def accounts(self) -> Mapping[str, Account]:
+        """By name; always current."""
+        return self._accounts
+
+    @property
+    def keys(self) -> Mapping[str, HeldKey]:
+        """By name; always current."""
+        return self._keys
+
+    # Keys -----------------------------------------------------------------------------------------------
+
+    async def create_key(self, name: str, token: str, algorithm: Algorithm, maker: KeyMaker) -> HeldKey:
+        """Record the name, make the key in the token, record that it is there."""
+        check_name(name, "key")
+        key_id = self._id_source(KEY_ID_LEN)
+        async with self._acts:
+            await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm)
+            # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
+            try:
+                public = await maker.create_key(key_id, name, algorithm)
+            except BaseException:
+                await asyncio.shield(asyncio.to_thread(self._registry.abandon_key, name))
+                raise
+            key = await asyncio.to_thread(self._registry.finish_key, name, public)
+            self._keys[name] = key
+        return key
+
+    async def finish_unfinished(self, token: str, maker: KeyMaker) -> None:
+        """After a start: keys whose making was cut short are there or they are not; the token knows."""
+        unfinished = [row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token]
+        if not unfinished:
+            return
+        points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
+        async with self._acts:
+            for name, key_id, _, algorithm in unfinished:
+                point = points.get(key_id.hex(), "")
+                if point:
+                    public = PublicKey(algorithm, bytes.fromhex(point))
+                    self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
+                    log.warning("key %r: its making was cut short after the token had made it; it is usable", name)
+                else:
+                    await asyncio.to_thread(self._registry.abandon_key, name)
+                    log.warning("key %r: its making was cut short before the token had made it; dropped", name)
+
+    async def set_key_disabled(self, name: str, disabled: bool, maker: KeyMaker) -> HeldKey:
+        """In force for every request that is looked at after this returns."""
+        async with self._acts:
+            key = await asyncio.to_thread(self._registry.set_key_disabled, name, disabled)
+            self._keys[name] = key
+            maker.forget_key(name)
+        return key
+
+    # Accounts -------------------------------------------------------------------------------------------
+
+    async def create_account(self, account: Account) -> Account:
+        """It has no grants yet."""
+        check_name(account.name, "account")
+        if account.password_hash is None and account.uid is None and account.certificate_sha256 is None:
+            raise BadRequest(
+                "an account needs a password, a uid or a certificate", hint="give one of them, or several"
+            )
+        async with self._acts:
+            await asyncio.to_thread(self._registry.create_account, account)
+            self._accounts[account.name] = account
+        return account
+
+    async def set_account_password(self, name: str, password_hash: str) -> None:
+        """From the next HELLO on."""
+        async with self._acts:
+            await asyncio.to_thread(self._registry.set_account_password, name, password_hash)
+            self._accounts[name] = replace(self._accounts[name], password_hash=password_hash)
+
+    async def set_account_disabled(self, name: str, disabled: bool) -> None:
+        """In force from the next request on, on open connections too."""
+        async with self._acts:
+            await asyncio.to_thread(self._registry.set_account_disabled, name, disabled)
+            self._accounts[name] = replace(self._accounts[name], disabled=disabled)
+
+    async def grant(self, account: str, key_name: str) -> None:
+        """Let the account use a key, or with ``*`` every key."""
+        if account not in self._accounts:
+            raise NotFound(f"no account {account!r}", hint="cloud-seal account list")
+        async with self._acts:
+            await asyncio.to_thread(self._registry.grant, account, key_name)
+            known = self._accounts[account]
+            self._accounts[account] = replace(known, grants=known.grants | {key_name})
+
+    async def revoke(self, account: str, key_name: str) -> None:
+        """In force from the next request on."""
+        async with self._acts:
+            await asyncio.to_thread(self._registry.revoke, account, key_name)
+            known = self._accounts[account]
+            self._accounts[account] = replace(known, grants=known.grants - {key_name})
+
+
+def check_name(name: str, what: str) -> None:
+    """Names are what people type and logs show: printable, no blanks, 1 to 64 bytes, and not ``*``."""
+    encoded = name.encode("utf-8", "replace")
+    if not 1 <= len(encoded) <= MAX_NAME_LEN or not name.isprintable() or " " in name or name == EVERY_KEY:
+        raise BadRequest(
+            f"{name!r} is no name for a {what}",
+            hint=f"1 to {MAX_NAME_LEN} bytes of printable UTF-8 without blanks",
+        )

@@ -1,0 +1,154 @@
+"""What Prometheus sees: a stable interface, like the wire protocol.
+
+For: counters, gauges and histograms in base units with closed label sets; ``tests/unit/metrics.golden`` lists them.
+Not for: anything that names an account, a key or a document.
+
+Queue time and execution time are two metrics: the first says that workers are missing, the second that the token is
+slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from appliance import __version__
+from appliance.errors import TABLE
+
+SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
+REQUEST_TYPES: Final = ("sign", "verify", "status", "ping")
+
+
+class SliceFacts(Protocol):
+    """What is measured of a slice."""
+
+    count: int
+    sent_at: float
+    queued_at: float
+
+
+class Metrics:
+    """One for the process; every series exists from the start, at zero."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        build = Gauge("cloudseal_build", "Always 1; the version is the label.", ["version"], registry=registry)
+        build.labels(__version__).set(1)
+        requests = Counter(
+            "cloudseal_requests", "Requests answered, by how.", ["type", "outcome"], registry=registry
+        )
+        outcomes = ("ok", *(row.label for row in TABLE.values()))
+        self._requests = {
+            (type_, outcome): requests.labels(type_, outcome) for type_ in REQUEST_TYPES for outcome in outcomes
+        }
+        seconds = Histogram(
+            "cloudseal_request_seconds",
+            "From a frame's arrival to its answer.",
+            ["type"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._request_seconds = {type_: seconds.labels(type_) for type_ in REQUEST_TYPES}
+        items = Counter("cloudseal_items", "Items answered one by one.", ["type", "outcome"], registry=registry)
+        self._items = {
+            (type_, outcome): items.labels(type_, outcome)
+            for type_, outcomes_ in (("sign", ("signed", "failed")), ("verify", ("valid", "invalid")))
+            for outcome in outcomes_
+        }
+        self.connections = Gauge("cloudseal_connections", "Connections open.", registry=registry)
+        self.connections_refused = Counter(
+            "cloudseal_connections_refused", "Connections turned away at the limit.", registry=registry
+        )
+        self.protocol_errors = Counter(
+            "cloudseal_protocol_errors", "Connections closed because the protocol was broken.", registry=registry
+        )
+        self.authentication_failures = Counter(
+            "cloudseal_authentication_failures", "Proofs of identity that did not fit.", registry=registry
+        )
+        queue = Histogram(
+            "cloudseal_queue_seconds",
+            "What the oldest item of a slice waited for a worker.",
+            ["token"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        execution = Histogram(
+            "cloudseal_execution_seconds",
+            "What a slice took inside its worker.",
+            ["token"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        slice_items = Histogram(
+            "cloudseal_slice_items", "Items of a slice.", ["token"], buckets=ITEMS, registry=registry
+        )
+        workers = Gauge("cloudseal_workers_up", "Signer workers that can sign.", ["token"], registry=registry)
+        restarts = Counter(
+            "cloudseal_worker_restarts", "Signer workers replaced.", ["token"], registry=registry
+        )
+        hangs = Counter(
+            "cloudseal_worker_hangs", "Signer workers killed at their deadline.", ["token"], registry=registry
+        )
+        self._queue = {token: queue.labels(token) for token in tokens}
+        self._execution = {token: execution.labels(token) for token in self._queue}
+        self._slice_items = {token: slice_items.labels(token) for token in self._queue}
+        self._workers = {token: workers.labels(token) for token in self._queue}
+        self._restarts = {token: restarts.labels(token) for token in self._queue}
+        self._hangs = {token: hangs.labels(token) for token in self._queue}
+
+    def request_done(self, type_: str, outcome: str, seconds: float) -> None:
+        """A request was answered."""
+        self._requests[type_, outcome].inc()
+        self._request_seconds[type_].observe(seconds)
+
+    def items_done(self, type_: str, good: int, bad: int) -> None:
+        """Items of a request were answered."""
+        first, second = ("signed", "failed") if type_ == "sign" else ("valid", "invalid")
+        if good:
+            self._items[type_, first].inc(good)
+        if bad:
+            self._items[type_, second].inc(bad)
+
+    def slice_done(self, token: str, piece: SliceFacts, execution_s: float) -> None:
+        """A worker has answered a slice."""
+        self._queue[token].observe(piece.sent_at - piece.queued_at)
+        self._execution[token].observe(execution_s)
+        self._slice_items[token].observe(piece.count)
+
+    def workers_up(self, token: str, count: int) -> None:
+        """So many can sign now."""
+        self._workers[token].set(count)
+
+    def worker_restarted(self, token: str) -> None:
+        """One was replaced."""
+        self._restarts[token].inc()
+
+    def worker_hung(self, token: str) -> None:
+        """One was killed at its deadline."""
+        self._hangs[token].inc()
+
+    def watch(self, read: Callable[[], Iterable[tuple[str, str, dict[str, float]]]]) -> None:
+        """Gauges that are read when asked for: (name, help, token -> value)."""
+        self.registry.register(_Reader(read))
+
+    def page(self) -> bytes:
+        """The text that a scrape gets."""
+        return generate_latest(self.registry)
+
+
+class _Reader(Collector):
+    def __init__(self, read: Callable[[], Iterable[tuple[str, str, dict[str, float]]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        for name, text, values in self._read():
+            family = GaugeMetricFamily(name, text, labels=["token"])
+            for token, value in values.items():
+                family.add_metric([token], value)
+            yield family

@@ -1,0 +1,406 @@
+"""The wire port: listeners, connections, permits, draining.
+
+For: bytes between sockets and sessions, and the bounds on how many bytes that may be.
+Not for: what the bytes mean (``wire``, ``session``).
+
+Rules:
+
+* A permit for a frame's whole payload is taken before the payload is kept. Where there is none, the connection's
+  socket is not read until there is: back-pressure reaches the client.
+* A client that does not read its answers is not read either.
+* What a connection wrote in one turn of the loop leaves in one call.
+* TCP is TLS 1.3 or nothing.
+
+Security note: a stranger can make us hold one frame of ``MAX_HELLO_PAYLOAD_LEN`` for ``hello_s`` on each of
+``max_connections`` connections, and run one Argon2id at a time on ``max_concurrent_hashes`` threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from appliance import wire
+from appliance.accounts import Authenticator, Transport
+from appliance.errors import ConfigError, ProtocolError, Unavailable
+from appliance.metrics import Metrics
+from appliance.pipeline import Pipeline
+from appliance.session import Session, State
+from appliance.settings import ListenSettings, Settings, split_address
+from appliance.wire import Header
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.5
+"""How often slow frames are looked for."""
+WRITE_HIGH_WATER_LEN: Final = 1 << 20
+"""Answers that may wait in a socket's buffer before we stop reading from it; a window of answers is some 8 MiB."""
+_UCRED: Final = struct.Struct("3i")
+
+
+class Permits:
+    """How many bytes of frames all connections together may hold. First come, first served."""
+
+    def __init__(self, total_len: int) -> None:
+        self._free = total_len
+        self._waiting: deque[tuple[int, Connection]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Connections that are held up."""
+        return len(self._waiting)
+
+    def take(self, length: int, connection: Connection) -> bool:
+        """Take a permit, or join the queue: ``connection.permitted`` is called when it is there."""
+        if not self._waiting and length <= self._free:
+            self._free -= length
+            return True
+        self._waiting.append((length, connection))
+        return False
+
+    def give(self, length: int) -> None:
+        """A permit is free again."""
+        self._free += length
+        while self._waiting and self._waiting[0][0] <= self._free:
+            wanted, connection = self._waiting.popleft()
+            if connection.permitted(wanted):
+                self._free -= wanted
+
+    def forget(self, connection: Connection) -> None:
+        """It has gone while it waited."""
+        self._waiting = deque(entry for entry in self._waiting if entry[1] is not connection)
+        self.give(0)
+
+
+class Connection(asyncio.Protocol):
+    """One client. Owned by the event loop."""
+
+    def __init__(self, server: WireServer, *, is_tls: bool) -> None:
+        self._server = server
+        self._is_tls = is_tls
+        self._reader = wire.FrameReader(wire.MAX_HELLO_PAYLOAD_LEN, self._admit)
+        self._transport: asyncio.Transport | None = None
+        self._session: Session | None = None
+        self._out: list[bytes] = []
+        self._held_len = 0
+        self._paused = False
+        self._write_paused = False
+        self._processing = False
+        self._frame_began_at = 0.0
+        self._connected_at = 0.0
+
+    # asyncio.Protocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        server = self._server
+        if not server.admit(self):
+            transport.write(wire.encode_error(0, Unavailable("too many connections", retry_after_ms=1_000)))
+            transport.close()
+            return
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_LEN)
+        self._connected_at = server.clock()
+        self._session = Session(
+            self,
+            _facts(transport, is_tls=self._is_tls),
+            server.pipeline,
+            server.authenticator,
+            server.settings.window,
+            server.metrics,
+            server.clock,
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes are there."""
+        if self._session is None or self._session.state is State.CLOSED:
+            return
+        self._reader.receive(data)
+        self._process()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self._transport = None
+        self._out.clear()
+        if self._session is not None:
+            self._session.lost()
+            self._server.gone(self)
+            self._server.permits.forget(self)
+            self._server.permits.give(self._held_len)
+            self._held_len = 0
+
+    def pause_writing(self) -> None:
+        """The client does not read: do not read from it."""
+        self._write_paused = True
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._write_paused = False
+        self._update_reading()
+
+    # Frames ---------------------------------------------------------------------------------------------
+
+    def _process(self) -> None:
+        """Handle every frame that is there, then let the workers have it all at once."""
+        session = self._session
+        if session is None or self._processing:
+            return
+        self._processing = True
+        try:
+            while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
+                session.frame(frame)
+                if self._reader.max_payload_len == wire.MAX_HELLO_PAYLOAD_LEN:
+                    self._reader.max_payload_len = self._server.settings.window.max_payload_len
+        except ProtocolError as error:
+            self._server.count_protocol_error()
+            session.fail(error)
+        finally:
+            self._processing = False
+        self._frame_began_at = self._server.clock() if self._reader.mid_frame else 0.0
+        self._server.pipeline.pump()
+
+    def _admit(self, header: Header) -> bool:
+        """A frame begins: may its payload be kept?"""
+        if self._server.permits.take(header.payload_len, self):
+            self._held_len += header.payload_len
+            return True
+        self._paused = True
+        self._update_reading()
+        return False
+
+    def permitted(self, length: int) -> bool:
+        """The permit that was waited for is there; False where nobody needs it any more."""
+        if self._transport is None or self._session is None or self._session.state is State.CLOSED:
+            return False
+        self._held_len += length
+        self._paused = False
+        self._reader.unblock()
+        asyncio.get_running_loop().call_soon(self._process)
+        self._update_reading()
+        return True
+
+    def _update_reading(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._paused or self._write_paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def check_time(self, now: float) -> None:
+        """A client gets so long for HELLO, and for a frame it has begun."""
+        session = self._session
+        if session is None or self._paused or self._write_paused:
+            return
+        times = self._server.settings.times
+        if session.state is State.NEW and now - self._connected_at > times.hello_s:
+            session.fail(ProtocolError(f"no HELLO within {times.hello_s:g} s"))
+        elif self._frame_began_at and now - self._frame_began_at > times.frame_s:
+            session.fail(ProtocolError(f"a frame was not whole within {times.frame_s:g} s"))
+
+    # What the session sees ------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send it with whatever else this turn of the loop writes."""
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        if self._out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+
+    def close(self) -> None:
+        """After what was written has gone."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def release(self, permit_len: int) -> None:
+        """A frame was answered."""
+        if self._transport is not None:
+            self._held_len -= permit_len
+            self._server.permits.give(permit_len)
+
+    @property
+    def session(self) -> Session | None:
+        """The conversation, once the client was admitted."""
+        return self._session
+
+    def abort(self) -> None:
+        """At once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class WireServer:
+    """The listeners and their connections; one for the process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        authenticator: Authenticator,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        self.authenticator = authenticator
+        self.metrics = metrics
+        self.clock = clock
+        self.permits = Permits(settings.window.max_buffered_len)
+        self.tcp_port = 0
+        self._connections: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        """Listen; ``ConfigError`` where that cannot be."""
+        listen = self.settings.listen
+        try:
+            if listen.unix_socket is not None:
+                await self._listen_unix(listen.unix_socket, int(listen.unix_socket_mode, 8))
+            if listen.tcp is not None:
+                await self._listen_tcp(listen)
+        except OSError as error:
+            raise ConfigError(f"cannot listen: {error}", hint="is another cloud-seald running?") from error
+
+    async def _listen_unix(self, path: Path, mode: int) -> None:
+        loop = asyncio.get_running_loop()
+        sock = bind_unix_socket(path, mode)
+        server = await loop.create_unix_server(
+            lambda: Connection(self, is_tls=False), sock=sock, backlog=self.settings.listen.backlog
+        )
+        self._servers.append(server)
+        log.info("listening on %s", path)
+
+    async def _listen_tcp(self, listen: ListenSettings) -> None:
+        assert listen.tcp is not None
+        host, port = split_address(listen.tcp)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self, is_tls=True),
+            host,
+            port,
+            ssl=tls_context(listen),
+            ssl_handshake_timeout=self.settings.times.hello_s,
+            backlog=listen.backlog,
+        )
+        self._servers.append(server)
+        self.tcp_port = server.sockets[0].getsockname()[1]
+        log.info("listening on %s port %d, TLS 1.3", host, self.tcp_port)
+
+    async def watch(self) -> None:
+        """Look for clients that are too slow, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self.clock()
+            for connection in list(self._connections):
+                connection.check_time(now)
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether one more fits."""
+        if len(self._connections) >= self.settings.listen.max_connections or self.pipeline.draining:
+            self.metrics.connections_refused.inc()
+            return False
+        self._connections.add(connection)
+        self.metrics.connections.set(len(self._connections))
+        return True
+
+    def gone(self, connection: Connection) -> None:
+        """One less."""
+        self._connections.discard(connection)
+        self.metrics.connections.set(len(self._connections))
+
+    def count_protocol_error(self) -> None:
+        """A client broke the protocol."""
+        self.metrics.protocol_errors.inc()
+
+    def stop_listening(self) -> None:
+        """No new connections; those there are told."""
+        for server in self._servers:
+            server.close()
+        for connection in self._connections:
+            if connection.session is not None:
+                connection.session.goaway()
+
+    async def close(self) -> None:
+        """Close what is left, after what was written has gone."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+        try:
+            async with asyncio.timeout(1.0):
+                while self._connections:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+        path = self.settings.listen.unix_socket
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def bind_unix_socket(path: Path, mode: int) -> socket.socket:
+    """A listening socket file with that mode from its first moment; a stale one is replaced, a live one is not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()  # left by a process that was killed
+            else:
+                raise ConfigError(f"{path} is in use", hint="is another cloud-seald running?")
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        # The file is made private, then opened up: there is no moment in which others may connect.
+        sock.bind(str(path))
+        path.chmod(mode)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def tls_context(listen: ListenSettings) -> ssl.SSLContext:
+    """TLS 1.3 only; client certificates are asked for where a CA for them is configured."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        assert listen.tls.certificate_file is not None
+        context.load_cert_chain(listen.tls.certificate_file, listen.tls.key_file)
+        if listen.tls.client_ca_file is not None:
+            context.load_verify_locations(listen.tls.client_ca_file)
+            context.verify_mode = ssl.CERT_OPTIONAL
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"listen.tls: {error}", hint="check the three files and that key and certificate fit") from error
+    return context
+
+
+def peer_uid(transport: asyncio.BaseTransport) -> int:
+    """The user at the other end of a Unix socket, as the kernel knows it."""
+    sock = transport.get_extra_info("socket")
+    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(packed)[1])
+
+
+def _facts(transport: asyncio.Transport, *, is_tls: bool) -> Transport:
+    if not is_tls:
+        uid = peer_uid(transport)
+        return Transport(peer=f"uid {uid}", uid=uid)
+    tls = transport.get_extra_info("ssl_object")
+    certificate = tls.getpeercert(binary_form=True)
+    fingerprint = hashlib.sha256(certificate).hexdigest() if certificate else None
+    address = transport.get_extra_info("peername")
+    return Transport(peer=str(address[0]), certificate_sha256=fingerprint, is_tls=True)

@@ -1,0 +1,266 @@
+"""One connection's conversation: HELLO, requests, window, answers.
+
+For: the state table, the window, and turning pipeline results and errors into frames.
+Not for: sockets and permits (``server``), the work itself (``pipeline``).
+
+Rules:
+
+* What may arrive in which state is a table; anything else is a protocol error.
+* A protocol error is told with request id 0, and the connection is closed; any other error answers its request.
+* Answers leave in whatever order they are ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple, Protocol
+
+from appliance import __version__, wire
+from appliance.accounts import Authenticator, Transport
+from appliance.dispatch import Work
+from appliance.errors import ApplianceError, ProtocolError, WindowExceeded
+from appliance.metrics import Metrics
+from appliance.pipeline import Pipeline
+from appliance.settings import WindowSettings
+from appliance.wire import Frame, FrameType
+
+
+class State(Enum):
+    """Where the conversation stands."""
+
+    NEW = auto()
+    AUTHENTICATING = auto()
+    READY = auto()
+    CLOSED = auto()
+
+
+class Peer(Protocol):
+    """The connection, as the session sees it."""
+
+    def write(self, data: bytes) -> None:
+        """Send it, sooner or later."""
+
+    def close(self) -> None:
+        """After what was written has gone."""
+
+    def release(self, permit_len: int) -> None:
+        """A frame's permit is free again."""
+
+
+class Tag(NamedTuple):
+    """What a work is to be answered with."""
+
+    request_id: int
+    job_id: bytes
+    first_index: int
+    permit_len: int
+
+
+class Session:
+    """Owned by the event loop; ended by ``lost``."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        transport: Transport,
+        pipeline: Pipeline,
+        authenticator: Authenticator,
+        window: WindowSettings,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.state = State.NEW
+        self.account = ""
+        self._peer = peer
+        self._transport = transport
+        self._pipeline = pipeline
+        self._authenticator = authenticator
+        self._window = window
+        self._metrics = metrics
+        self._clock = clock
+        self._works: dict[Work, Tag] = {}
+        self._ids: set[int] = set()
+        self._items = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_unanswered(self) -> bool:
+        """Whether a request still waits."""
+        return bool(self._ids)
+
+    def frame(self, frame: Frame) -> None:
+        """Take a frame; raises ``ProtocolError`` where the conversation is broken."""
+        handler = _TABLE.get((self.state, frame.type))
+        if handler is None:
+            raise ProtocolError(f"{frame.type.name} is not expected in state {self.state.name.lower()}")
+        if not frame.request_id:
+            raise ProtocolError("a request's id is 1 or more")
+        handler(self, frame)
+
+    def fail(self, error: ApplianceError) -> None:
+        """Tell a connection-level error and close."""
+        if self.state is not State.CLOSED:
+            self._peer.write(wire.encode_error(0, error))
+            self._peer.close()
+            self.state = State.CLOSED
+
+    def goaway(self) -> None:
+        """The server is stopping."""
+        if self.state is State.READY:
+            self._peer.write(wire.encode_goaway())
+
+    def lost(self) -> None:
+        """The connection has gone: nobody waits for what it asked."""
+        self.state = State.CLOSED
+        works = list(self._works)
+        self._works.clear()
+        if works:
+            self._pipeline.cancel(works)
+        for task in self._tasks:
+            task.cancel()
+
+    # HELLO ----------------------------------------------------------------------------------------------
+
+    def _hello(self, frame: Frame) -> None:
+        hello = wire.decode_hello(frame.payload)
+        self.state = State.AUTHENTICATING
+        self._spawn(self._authenticate(hello, frame))
+
+    async def _authenticate(self, hello: wire.Hello, frame: Frame) -> None:
+        try:
+            account = await self._authenticator.authenticate(hello, self._transport)
+        except ApplianceError as error:
+            self.fail(error)
+            return
+        if self.state is not State.AUTHENTICATING:
+            return
+        self.account = account.name
+        self.state = State.READY
+        window = self._window
+        welcome = wire.Welcome(
+            wire.VERSION, window.requests, window.items, window.max_payload_len, f"cloud-seal {__version__}"
+        )
+        self._peer.write(wire.encode_welcome(frame.request_id, welcome))
+        self._peer.release(len(frame.payload))
+
+    # Requests -------------------------------------------------------------------------------------------
+
+    def _open(self, request_id: int, items: int) -> None:
+        """Count a request against the window."""
+        ids = self._ids
+        if request_id in ids:
+            raise ProtocolError(f"request id {request_id} is in use")
+        if len(ids) >= self._window.requests or self._items + items > self._window.items:
+            raise WindowExceeded(
+                f"{len(ids) + 1} requests with {self._items + items} items are unanswered, the window is "
+                f"{self._window.requests} requests and {self._window.items} items",
+                hint="wait for answers before sending more",
+            )
+        ids.add(request_id)
+        self._items += items
+
+    def _close(self, request_id: int, items: int, permit_len: int) -> None:
+        self._ids.discard(request_id)
+        self._items -= items
+        self._peer.release(permit_len)
+
+    def _sign(self, frame: Frame) -> None:
+        request = wire.decode_sign(frame.payload)
+        count = request.items.count
+        self._open(frame.request_id, count)
+        tag = Tag(frame.request_id, request.job_id, request.first_index, len(frame.payload))
+        now = self._clock()
+        try:
+            work = self._pipeline.sign(self.account, request, now, self._signed)
+        except ApplianceError as error:
+            self._answer_error("sign", tag.request_id, count, tag.permit_len, now, error)
+            return
+        self._works[work] = tag
+
+    def _signed(self, work: Work) -> None:
+        """The pipeline has ended one of our works."""
+        tag = self._works.pop(work, None)
+        if tag is None:
+            return
+        if work.error is not None:
+            self._answer_error(
+                "sign", tag.request_id, work.count, tag.permit_len, work.accepted_at, work.error
+            )
+            return
+        failed = work.count - bytes(work.statuses).count(0)
+        answer = wire.SignedAnswer(
+            tag.job_id, tag.first_index, work.count, failed, work.statuses, work.signatures
+        )
+        self._peer.write(wire.encode_signed(tag.request_id, answer))
+        self._close(tag.request_id, work.count, tag.permit_len)
+        self._metrics.request_done("sign", "ok", self._clock() - work.accepted_at)
+        self._metrics.items_done("sign", work.count - failed, failed)
+
+    def _verify(self, frame: Frame) -> None:
+        request = wire.decode_verify(frame.payload)
+        self._open(frame.request_id, request.items.count)
+        self._spawn(self._verify_and_answer(frame, request))
+
+    async def _verify_and_answer(self, frame: Frame, request: wire.VerifyRequest) -> None:
+        now = self._clock()
+        count, permit_len = request.items.count, len(frame.payload)
+        try:
+            statuses = await self._pipeline.verify(self.account, request, now)
+        except ApplianceError as error:
+            self._answer_error("verify", frame.request_id, count, permit_len, now, error)
+            return
+        self._peer.write(wire.encode_verified(frame.request_id, statuses))
+        self._close(frame.request_id, count, permit_len)
+        self._metrics.request_done("verify", "ok", self._clock() - now)
+        valid = statuses.count(1)
+        self._metrics.items_done("verify", valid, count - valid)
+
+    def _status(self, frame: Frame) -> None:
+        request = wire.decode_status(frame.payload)
+        self._open(frame.request_id, 0)
+        now = self._clock()
+        try:
+            if request.kind is wire.StatusKind.KEYS:
+                records = self._pipeline.key_status(self.account, request)
+                answer = wire.encode_key_records(frame.request_id, records)
+            else:
+                answer = wire.encode_appliance_status(frame.request_id, self._pipeline.appliance_document())
+        except ApplianceError as error:
+            self._answer_error("status", frame.request_id, 0, len(frame.payload), now, error)
+            return
+        self._peer.write(answer)
+        self._close(frame.request_id, 0, len(frame.payload))
+        self._metrics.request_done("status", "ok", self._clock() - now)
+
+    def _ping(self, frame: Frame) -> None:
+        echo = wire.check_echo(frame.payload)
+        self._open(frame.request_id, 0)
+        self._peer.write(wire.encode_frame(FrameType.PONG, frame.request_id, echo))
+        self._close(frame.request_id, 0, len(frame.payload))
+        self._metrics.request_done("ping", "ok", 0.0)
+
+    def _answer_error(
+        self, type_: str, request_id: int, items: int, permit_len: int, began_at: float, error: ApplianceError
+    ) -> None:
+        if isinstance(error, ProtocolError):
+            raise error
+        self._peer.write(wire.encode_error(request_id, error))
+        self._close(request_id, items, permit_len)
+        self._metrics.request_done(type_, error.label, self._clock() - began_at)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # the loop keeps only a weak reference; `lost` cancels what is left
+        task.add_done_callback(self._tasks.discard)
+
+
+_TABLE: Final = {
+    (State.NEW, FrameType.HELLO): Session._hello,
+    (State.READY, FrameType.SIGN): Session._sign,
+    (State.READY, FrameType.VERIFY): Session._verify,
+    (State.READY, FrameType.STATUS): Session._status,
+    (State.READY, FrameType.PING): Session._ping,
+}
+"""What may arrive when. HELLO is answered before anything else may come."""

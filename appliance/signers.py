@@ -1,0 +1,551 @@
+"""Signer workers: processes that own a PKCS#11 module each, started, watched and replaced.
+
+For: one ``SignerPool`` a token: it spawns workers, speaks the link (``appliance_pkcs11.link``) with them, gives them the
+dispatcher's slices, and replaces whatever dies, hangs or loses its token.
+Not for: choosing what is signed when (``dispatch``).
+
+Rules:
+
+* The front never loads a PKCS#11 module, and the PIN is read for each start, sent over the link and forgotten.
+* A worker is replaced by a new process: that is how a module is reloaded. A refused PIN is never sent again by
+  itself, for a retried PIN locks the token; SIGHUP, or a restart, tries again.
+* A worker that has not answered a slice within ``slice_deadline_s`` hangs and is killed.
+* A key is used on a worker only after a signature over our random challenge has verified against the public half.
+
+Crash story: a worker that dies takes nothing along; the dispatcher gives its slices to another or to its successor.
+Only when a *start* fails and no other worker is up, the token is down: then everything accepted is answered
+``unavailable``, and starts go on, at most ``max_restart_delay_s`` apart, until one succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import Any, Final
+
+from appliance_pkcs11 import link
+from appliance_pkcs11.profile import TokenProfile
+from appliance_pkcs11.worker import spawn_arguments
+
+from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, Algorithm, PublicKey
+from appliance.dispatch import Dispatcher, Slice, Work
+from appliance.errors import ApplianceError, Conflict, SignerFailed, Unavailable
+from appliance.metrics import Metrics
+from appliance.policy import HeldKey
+from appliance.settings import SignerSettings
+from appliance.verifying import Verifier
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.05
+"""How often deadlines are looked at: a fraction of any deadline worth setting."""
+REQUEST_TIMEOUT_S: Final = 30.0
+"""For making or listing keys; key generation in a slow token takes seconds."""
+EXIT_GRACE_S: Final = 1.0
+"""A worker told to stop, or gone from its link, gets so long before SIGKILL."""
+FIRST_RESTART_DELAY_S: Final = 0.1
+TOKEN_DOWN_RETRY_MS: Final = 500
+
+
+class SignerWorker(asyncio.Protocol):
+    """One worker process and our end of its link. Everything here belongs to the event loop."""
+
+    def __init__(self, pool: SignerPool, index: int) -> None:
+        self.pool = pool
+        self.index = index
+        self.sessions = 1
+        self.information: dict[str, Any] = {}
+        self.gone = asyncio.Event()
+        self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.slots: dict[str, int] = {}
+        self.slices: dict[int, Slice] = {}
+        self.last_failure = ""
+        self._loads: dict[int, tuple[HeldKey, bytes]] = {}
+        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._sequence = 0
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    # What the dispatcher sees ---------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> int:
+        """Slices given and not answered."""
+        return len(self.slices)
+
+    def has_key(self, key: str) -> bool:
+        """Whether the key is loaded and has passed its self-test."""
+        return key in self.slots
+
+    def send(self, piece: Slice) -> None:
+        """Give it a slice; a link that is gone answers through ``connection_lost``."""
+        sequence = self._next()
+        self.slices[sequence] = piece
+        self._write(link.sign_frame(sequence, self.slots[piece.key], int(piece.form), piece.count, piece.body()))
+
+    # Requests -------------------------------------------------------------------------------------------
+
+    def load_key(self, key: HeldKey) -> None:
+        """Have it find the key and prove that it can sign with it; the answer is taken in ``_key_loaded``."""
+        if key.name in self.slots or any(held.name == key.name for held, _ in self._loads.values()):
+            return
+        challenge = secrets.token_bytes(DIGEST_LEN)
+        sequence = self._next()
+        self._loads[sequence] = (key, challenge)
+        document = {
+            "id": key.key_id.hex(),
+            "algorithm": key.public.algorithm.label,
+            "challenge": challenge.hex(),
+        }
+        self._write(link.json_frame(link.Kind.LOAD_KEY, sequence, document))
+
+    async def request(self, kind: link.Kind, document: dict[str, Any]) -> Any:
+        """Ask and wait for the JSON answer; ``Unavailable`` where it does not come."""
+        sequence = self._next()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._requests[sequence] = future
+        self._write(link.json_frame(kind, sequence, document))
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await future
+        except TimeoutError:
+            raise Unavailable("the signer worker did not answer in time") from None
+        finally:
+            self._requests.pop(sequence, None)
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        self._write(link.json_frame(link.Kind.STOP, self._next(), {}))
+
+    def start(self, profile: TokenProfile, pin: bytes) -> None:
+        """The first two frames: how to speak to the module, and the PIN."""
+        document = {"profile": profile.to_mapping(), "index": self.index}
+        self._write(link.json_frame(link.Kind.START, self._next(), document))
+        self._write(link.frame(link.Kind.PIN, self._next(), pin))
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    # The link -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is ours until ``connection_lost``."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The worker has gone: whatever it owed goes back."""
+        self._transport = None
+        self.gone.set()
+        failure = Unavailable("the signer worker is gone", retry_after_ms=TOKEN_DOWN_RETRY_MS)
+        if not self.ready.done():
+            self.ready.set_exception(Unavailable(self.last_failure or "the signer worker ended while starting"))
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(failure)
+        self.slots.clear()
+        slices, self.slices = list(self.slices.values()), {}
+        self.pool.worker_gone(self, slices)
+
+    def data_received(self, data: bytes) -> None:
+        """Cut the stream into frames."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= link.HEADER.size:
+            length, kind, _, _, sequence = link.HEADER.unpack_from(buffer, at)
+            end = at + link.HEADER.size + length
+            if length > link.MAX_PAYLOAD_LEN:
+                self._broken(f"a frame of {length} bytes")
+                return
+            if len(buffer) < end:
+                break
+            payload = bytes(memoryview(buffer)[at + link.HEADER.size : end])
+            at = end
+            try:
+                self._frame(kind, sequence, payload)
+            except (ValueError, KeyError, TypeError) as error:
+                self._broken(f"a frame of kind {kind} that makes no sense: {error!r}")
+                return
+        if at:
+            del buffer[:at]
+
+    def _broken(self, what: str) -> None:
+        log.error("signer %s/%d sent %s; it is replaced", self.pool.name, self.index, what)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _frame(self, kind: int, sequence: int, payload: bytes) -> None:
+        if kind == link.Kind.SIGNED:
+            answer = link.parse_signed(payload)
+            piece = self.slices.pop(sequence)
+            if answer.count != piece.count:
+                raise ValueError("another count than was asked")
+            self.pool.slice_answered(piece, answer)
+            return
+        document = json.loads(payload)
+        if kind == link.Kind.KEY_LOADED:
+            self._key_loaded(*self._loads.pop(sequence), document)
+        elif kind == link.Kind.READY and not self.ready.done():
+            self.sessions = int(document["sessions"])
+            self.information = document
+            self.ready.set_result(document)
+        elif kind == link.Kind.FAILED:
+            self.last_failure = f"{document['error']}: {document['detail']}"
+            self.pool.note_failure(self, document)
+        elif kind == link.Kind.REFUSED:
+            self._refused(sequence, document)
+        elif sequence in self._requests and not self._requests[sequence].done():
+            self._requests[sequence].set_result(document)
+
+    def _refused(self, sequence: int, document: dict[str, Any]) -> None:
+        detail, hint = str(document["detail"]), str(document.get("hint", ""))
+        if sequence in self._loads:
+            key, _ = self._loads.pop(sequence)
+            self.pool.key_refused(key, detail, hint)
+        elif sequence in self.slices:
+            piece = self.slices.pop(sequence)
+            self.pool.slice_refused(piece, SignerFailed(detail, hint=hint))
+        elif sequence in self._requests and not self._requests[sequence].done():
+            self._requests[sequence].set_exception(Conflict(detail, hint=hint))
+
+    def _key_loaded(self, key: HeldKey, challenge: bytes, document: dict[str, Any]) -> None:
+        """The self-test: the signature over our challenge must fit the public half on record."""
+        point, signature = bytes.fromhex(document["point"]), bytes.fromhex(document["signature"])
+        if point != key.public.point:
+            self.pool.key_refused(key, "the token's public key is not the one on record", "restore the right token")
+        elif not self.pool.self_test_passes(key, challenge, signature):
+            self.pool.key_refused(key, "its self-test signature does not verify", "check the token profile")
+        else:
+            self.slots[key.name] = int(document["slot"])
+            self.pool.key_ready(key)
+
+    def hangs(self, now: float, deadline_s: float) -> bool:
+        """Whether a slice has been out for longer than any may take."""
+        return any(now - piece.sent_at > deadline_s for piece in self.slices.values())
+
+
+class SignerPool:
+    """All workers of one token, the dispatcher before them, and what is known of the token's health."""
+
+    def __init__(
+        self,
+        profile: TokenProfile,
+        read_pin: Callable[[], bytes],
+        settings: SignerSettings,
+        max_queued_items: int,
+        verifier: Verifier,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        find_key: Callable[[str], HeldKey | None],
+    ) -> None:
+        self.name = profile.name
+        self.profile = profile
+        self.state = "starting"  # starting, up, down, pin_refused, stopped
+        self.down_reason = ""
+        self.restarts = 0
+        self.refused_keys: dict[str, str] = {}
+        self._read_pin = read_pin
+        self._settings = settings
+        self._verifier = verifier
+        self._metrics = metrics
+        self._clock = clock
+        self._find_key = find_key
+        self._workers: list[SignerWorker] = []
+        self._processes: dict[SignerWorker, asyncio.subprocess.Process] = {}
+        self._start_turn = asyncio.Lock()
+        self._retry_now = asyncio.Event()
+        self._stopping = False
+        self._recent_keys: dict[str, None] = {}
+        self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key)
+
+    # What the pipeline sees -----------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """Whether at least one worker can sign."""
+        return bool(self._workers)
+
+    def hashes_itself(self, algorithm: Algorithm) -> bool:
+        """Whether the token takes messages rather than digests."""
+        return self.profile.algorithms[algorithm.label].hashes == "token"
+
+    def submit(self, work: Work) -> None:
+        """Accept work, or raise ``Unavailable`` or ``Busy``."""
+        if self.state in ("down", "pin_refused", "stopped"):
+            raise self._unavailable()
+        refusal = self.refused_keys.get(work.key)
+        if refusal is not None:
+            raise SignerFailed(f"key {work.key!r} cannot be used: {refusal}", hint="cloud-seal status")
+        self.dispatcher.submit(work)
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(
+            f"token {self.name!r} is {self.state}: {self.down_reason}",
+            hint="it is tried again by itself" if self.state == "down" else "set the right PIN, then reload",
+            retry_after_ms=TOKEN_DOWN_RETRY_MS,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """For STATUS and people."""
+        return {
+            "token": self.name,
+            "state": self.state,
+            "reason": self.down_reason,
+            "workers_wanted": self.profile.workers,
+            "workers": [
+                {
+                    "index": worker.index,
+                    "pid": self._processes[worker].pid if worker in self._processes else None,
+                    "outstanding_slices": worker.outstanding,
+                    "keys": len(worker.slots),
+                    "batch_method": worker.information.get("batch_method", ""),
+                }
+                for worker in self._workers
+            ],
+            "restarts": self.restarts,
+            "queued_items": self.dispatcher.queued_items,
+            "inflight_items": self.dispatcher.inflight_items,
+            "refused_keys": dict(self.refused_keys),
+        }
+
+    # Keys -----------------------------------------------------------------------------------------------
+
+    async def create_key(self, key_id: bytes, name: str, algorithm: Algorithm) -> PublicKey:
+        """Have the token make a key pair; its public half."""
+        document = {"id": key_id.hex(), "label": name, "algorithm": algorithm.label}
+        answer = await self._any_worker().request(link.Kind.CREATE_KEY, document)
+        return PublicKey(algorithm, bytes.fromhex(answer["point"]))
+
+    async def list_keys(self) -> list[dict[str, Any]]:
+        """What the token holds."""
+        answer = await self._any_worker().request(link.Kind.LIST_KEYS, {})
+        return list(answer["keys"])
+
+    def _any_worker(self) -> SignerWorker:
+        if not self._workers:
+            raise self._unavailable() if self.state != "starting" else Unavailable(
+                f"token {self.name!r} is starting", retry_after_ms=TOKEN_DOWN_RETRY_MS
+            )
+        return min(self._workers, key=lambda worker: worker.outstanding)
+
+    def forget_key(self, name: str) -> None:
+        """It was switched off or on: what was known of it is out of date."""
+        self.refused_keys.pop(name, None)
+
+    def _want_key(self, name: str) -> None:
+        """The dispatcher has work for a key that no worker has loaded."""
+        key = self._find_key(name)
+        if key is None:
+            return
+        self._recent_keys[name] = None
+        for worker in self._workers:
+            worker.load_key(key)
+
+    def self_test_passes(self, key: HeldKey, challenge: bytes, signature: bytes) -> bool:
+        """Whether the token's signature over our challenge verifies against the key on record."""
+        if len(signature) != SIGNATURE_LEN:
+            return False
+        digest = challenge
+        if self.hashes_itself(key.public.algorithm):
+            digest = self._verifier.digest(key.public, DIGEST_LEN.to_bytes(4, "big"), challenge)
+        return self._verifier.verify(key.public, digest, signature) == b"\1"
+
+    def key_ready(self, key: HeldKey) -> None:
+        """A worker has it."""
+        self.refused_keys.pop(key.name, None)
+        self.dispatcher.pump()
+
+    def key_refused(self, key: HeldKey, detail: str, hint: str) -> None:
+        """A worker cannot use it: what waits for it fails now rather than at its deadline."""
+        log.error("key %r is refused on token %s: %s", key.name, self.name, detail)
+        self.refused_keys[key.name] = detail
+        if not any(worker.has_key(key.name) for worker in self._workers):
+            self.dispatcher.fail_key(
+                key.name, SignerFailed(f"key {key.name!r} cannot be used: {detail}", hint=hint)
+            )
+
+    # Slices ---------------------------------------------------------------------------------------------
+
+    def slice_answered(self, piece: Slice, answer: link.Signed) -> None:
+        """A worker has answered."""
+        execution_s = answer.execution_ns / 1e9
+        self._metrics.slice_done(self.name, piece, execution_s)
+        self.dispatcher.slice_answered(piece, answer.statuses, answer.signatures, answer.done, execution_s)
+        self.dispatcher.pump()
+
+    def slice_refused(self, piece: Slice, error: ApplianceError) -> None:
+        """A worker says that this slice cannot be asked of this token at all."""
+        self.dispatcher.inflight_items -= piece.count
+        for part in piece.parts:
+            self.dispatcher.end(part.work, error)
+        self.dispatcher.pump()
+
+    # Supervision ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the workers running until cancelled or ``stop`` is called."""
+        async with asyncio.TaskGroup() as group:
+            for index in range(self.profile.workers):
+                group.create_task(self._supervise(index), name=f"{self.name}/{index}")
+            group.create_task(self._tick(), name=f"{self.name}/tick")
+
+    def stop(self) -> None:
+        """No more starts; the workers are asked to end. Call it when nothing is in flight."""
+        self._stopping = True
+        self.state = "stopped"
+        self._retry_now.set()
+        for worker in list(self._workers):
+            worker.stop()
+
+    def retry(self) -> None:
+        """Try a refused PIN again: the operator says that the file holds another one now."""
+        self._retry_now.set()
+
+    async def _tick(self) -> None:
+        while not self._stopping:
+            await asyncio.sleep(TICK_S)
+            self.dispatcher.expire()
+            now = self._clock()
+            for worker in self._workers:
+                if worker.hangs(now, self._settings.slice_deadline_s):
+                    log.error("signer %s/%d hangs: killed", self.name, worker.index)
+                    self._metrics.worker_hung(self.name)
+                    self._kill(worker)
+
+    def _kill(self, worker: SignerWorker) -> None:
+        process = self._processes.get(worker)
+        if process is not None and process.returncode is None:
+            process.kill()
+
+    async def _supervise(self, index: int) -> None:
+        delay = 0.0
+        while not self._stopping:
+            if delay:
+                await self._pause(delay)
+                if self._stopping:
+                    return
+            worker = SignerWorker(self, index)
+            started = await self._start(worker)
+            if started:
+                delay = 0.0
+                await worker.gone.wait()
+                self.restarts += not self._stopping
+            else:
+                delay = min(max(FIRST_RESTART_DELAY_S, delay * 2), self._settings.max_restart_delay_s)
+            await self._reap(worker)
+            if started and not self._stopping:
+                self._metrics.worker_restarted(self.name)
+                log.warning("signer %s/%d is gone (%s); starting another", self.name, index, worker.last_failure)
+
+    async def _pause(self, delay: float) -> None:
+        """Until the next try; with a refused PIN until somebody asks for one."""
+        timeout = None if self.state == "pin_refused" else delay
+        try:
+            async with asyncio.timeout(timeout):
+                await self._retry_now.wait()
+        except TimeoutError:
+            return
+        if not self._stopping:
+            self._retry_now.clear()
+
+    async def _start(self, worker: SignerWorker) -> bool:
+        """Spawn and wait for READY; False where that failed, and then the token may be down."""
+        try:
+            async with self._start_turn:  # staggered: some modules fail when many processes initialise at once
+                await self._spawn(worker)
+                async with asyncio.timeout(self.profile.start_timeout_s):
+                    await worker.ready
+                await asyncio.sleep(self._settings.start_stagger_ms / 1_000 if self.profile.workers > 1 else 0)
+        except (OSError, TimeoutError, ApplianceError) as error:
+            self._kill(worker)
+            reason = worker.last_failure or str(error) or "it did not become ready in time"
+            log.error("signer %s/%d did not start: %s", self.name, worker.index, reason)
+            self._start_failed(reason)
+            return False
+        if worker.gone.is_set():
+            return True
+        self._workers.append(worker)
+        self.state, self.down_reason = "up", ""
+        for name in list(self._recent_keys):
+            key = self._find_key(name)
+            if key is not None:
+                worker.load_key(key)
+        self._metrics.workers_up(self.name, len(self._workers))
+        self.dispatcher.worker_up(worker)
+        return True
+
+    async def _spawn(self, worker: SignerWorker) -> None:
+        pin = self._read_pin()
+        ours, theirs = socket.socketpair()
+        try:
+            ours.setblocking(False)
+            process = await asyncio.create_subprocess_exec(
+                *spawn_arguments(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_environment(self.profile),
+                start_new_session=True,  # a terminal's Ctrl-C is for the front, which drains first
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._processes[worker] = process
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: worker, sock=ours)
+        worker.start(self.profile, pin)
+
+    def note_failure(self, worker: SignerWorker, document: dict[str, Any]) -> None:
+        """A worker says why it ends."""
+        if document.get("pin_error"):
+            self.state = "pin_refused"
+        if not worker.ready.done():
+            worker.ready.set_exception(Unavailable(worker.last_failure))
+
+    def _start_failed(self, reason: str) -> None:
+        self.down_reason = reason
+        if not self._workers and not self._stopping:
+            if self.state != "pin_refused":
+                self.state = "down"
+            self.dispatcher.fail_all(self._unavailable())
+
+    def worker_gone(self, worker: SignerWorker, slices: list[Slice]) -> None:
+        """Its link has closed."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+            self._metrics.workers_up(self.name, len(self._workers))
+        self.dispatcher.worker_gone(worker, slices)
+
+    async def _reap(self, worker: SignerWorker) -> None:
+        """Wait for the process to end; one that hangs in its module is killed."""
+        process = self._processes.get(worker)
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(EXIT_GRACE_S):
+                await process.wait()
+        except TimeoutError:
+            self._kill(worker)
+            await process.wait()
+        finally:
+            self._processes.pop(worker, None)
+
+
+def _environment(profile: TokenProfile) -> dict[str, str]:
+    """What a worker sees: nothing of ours but what its module needs."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+    return {**kept, **profile.environment}

@@ -1,0 +1,34 @@
+from typing import Literal, TypeAlias
+
+from typing_extensions import Buffer
+
+Method: TypeAlias = Literal["vendor", "message", "plain"]
+
+class CryptokiError(RuntimeError):
+    args: tuple[str, int]
+
+class Module:
+    def __init__(self, path: str, *, os_locking: bool) -> None: ...
+    @property
+    def methods(self) -> tuple[Method, ...]: ...
+    def login(self, session: int, pin: bytearray, /) -> None: ...
+    def finalize(self) -> None: ...
+
+class Key:
+    def __init__(
+        self,
+        module: Module,
+        handle: int,
+        mechanism: int,
+        *,
+        parameter: bytes,
+        order: bytes,
+        der: bool,
+        method: Method,
+    ) -> None: ...
+    def sign(
+        self, session: int, lengths: Buffer | None, data: Buffer, statuses: Buffer, signatures: Buffer, /
+    ) -> tuple[int, int, int, int]: ...
+
+def confine(name: str, /) -> None: ...
+def signature_from_der(der: Buffer, /) -> bytes: ...
