@@ -1,6 +1,7 @@
 """Names and numbers of PKCS#11 that a profile, a log line or an error speaks of.
 
-For: the tables of the specification (OASIS, PKCS#11 2.40 and 3.0, appendix of constants) that people meet here.
+For: the tables of the specification (OASIS, PKCS#11 2.40 and 3.0, appendix of constants) that people meet
+here.
 Not for: calling anything; the library does that, and it has tables of its own.
 
 Rules:
@@ -79,7 +80,7 @@ PIN_ERRORS: Final = frozenset(
         "CKR_USER_PIN_NOT_INITIALIZED",
     }
 )
-"""Codes after which the same PIN must not be tried again: each attempt may be the one that locks the token."""
+"""Codes after which the same PIN must not be tried again: any attempt may be the one that locks the token."""
 
 
 def return_code_name(rv: int) -> str:

@@ -1,14 +1,16 @@
 """The link between the front and a signer worker: frames over a stream socketpair.
 
 For: the byte layout that both ends share, as pure functions over bytes.
-Not for: sockets, JSON meanings beyond the tables below, or the public wire protocol (``appliance/PROTOCOL.md``).
+Not for: sockets, JSON meanings beyond the tables below, or the public wire protocol
+(``appliance/PROTOCOL.md``).
 
 Rules:
 
 * No I/O here. Integers are big endian. ``reserved`` and ``flags`` are zero; anything else is an error.
 * An answer carries the sequence number of its request. With more than one session answers come in any order.
-* Both ends are ours and of one version: the link has no negotiation. A frame whose header is wrong ends the worker
-  (there is no way to find the next frame); a well-framed request that is wrong is answered with ``REFUSED``.
+* Both ends are ours and of one version: the link has no negotiation. A frame whose header is wrong ends the
+  worker (there is no way to find the next frame); a well-framed request that is wrong is answered with
+  ``REFUSED``.
 * Every function that reads checks all lengths and raises ``LinkError``, nothing else.
 
 Header, 16 bytes::
@@ -17,44 +19,46 @@ Header, 16 bytes::
 
 Front to worker:
 
-====  ============  =========================================================================================
+====  ============  ====================================================================================
 kind  name          payload
-====  ============  =========================================================================================
-1     START         JSON ``{profile, worker}``: a ``TokenProfile.to_mapping()`` and the worker's index
+====  ============  ====================================================================================
+1     START         JSON ``{profile, worker}``: a ``TokenProfile.to_mapping()``, the worker's index
 2     PIN           the PIN's bytes; follows START; empty for a token with a protected path of its own
 3     LOAD_KEY      JSON ``{id, challenge, algorithm?}``: CKA_ID and 32 random bytes, both hex
-4     SIGN          slot u32 | form u8 | 3 zero bytes | count u32, then for form 0 (digests) count × 32 bytes, for
-                    form 1 (messages) count × u32 lengths and the messages back to back
+4     SIGN          slot u32 | form u8 | 3 zero bytes | count u32, then for form 0 (digests) count × 32
+                    bytes, for form 1 (messages) count × u32 lengths and the messages back to back
 5     CREATE_KEY    JSON ``{id, label, algorithm}``
 6     LIST_KEYS     JSON ``{}``
 7     DESTROY_KEY   JSON ``{id}``: both halves of the pair; forget it in every worker first
 8     FORGET_KEY    JSON ``{slot}``: the slot number is not used again
-9     STOP          JSON ``{}``; end of file on the link means the same
-====  ============  =========================================================================================
+9     STOP          JSON ``{}``: answer what came before, then exit 0
+====  ============  ====================================================================================
 
 Worker to front:
 
-====  ============  =========================================================================================
+====  ============  ====================================================================================
 kind  name          payload
-====  ============  =========================================================================================
-64    READY         JSON ``{token_label, token_serial, manufacturer, model, firmware, module, methods, method,
-                    sessions, flags}``; ``methods`` best first, ``method`` what a key is tried with first
-65    FAILED        JSON ``{stage, error, detail, hint, pin_error, fatal}``; the process exits after it. ``fatal``:
-                    starting again with the same profile and PIN cannot succeed
-66    KEY_LOADED    JSON ``{slot, id, label, algorithm, point, method, form, signature, attributes}``: the public
-                    point x || y and a signature r || s over the challenge, both hex, for the front to check
-67    SIGNED        count u32 | done u32 | rv u64 | item_rv u64 | execution_ns u64, then count status bytes, then
-                    count × 64 bytes r || s (zero where not signed)
+====  ============  ====================================================================================
+64    READY         JSON ``{token_label, token_serial, manufacturer, model, firmware, module, methods,
+                    method, sessions, flags}``; ``methods`` best first, ``method`` what a key is tried
+                    with first
+65    FAILED        JSON ``{stage, error, detail, hint, pin_error, fatal}``; the process exits after it.
+                    ``fatal``: starting again with the same profile and PIN cannot succeed
+66    KEY_LOADED    JSON ``{slot, id, label, algorithm, point, method, form, signature, attributes}``:
+                    the public point x || y and a signature r || s over the challenge (form ``digests``)
+                    or over its hash (form ``messages``), all hex, for the front to check
+67    SIGNED        count u32 | done u32 | rv u64 | item_rv u64 | execution_ns u64, then count status
+                    bytes, then count × 64 bytes r || s (zero where not signed)
 68    KEY_CREATED   JSON ``{id, label, algorithm, point}``
 69    KEYS          JSON ``{keys: [{id, label, algorithm, usable, reason}]}``
 70    DESTROYED     JSON ``{id}``
 71    REFUSED       JSON ``{error, detail, hint}``: this request failed, the worker is well
 72    FORGOTTEN     JSON ``{slot}``
-====  ============  =========================================================================================
+====  ============  ====================================================================================
 
-Status bytes of ``SIGNED``: 0 signed, 1 refused by the token for this item, 2 not done. ``done`` items, from the
-front, were tried; ``rv`` is the token-level code that stopped the batch there, or 0, and is followed by ``FAILED``;
-``item_rv`` is the last code that refused a single item, or 0.
+Status bytes of ``SIGNED``: 0 signed, 1 refused by the token for this item, 2 not done. ``done`` items, from
+the front, were tried; ``rv`` is the token-level code that stopped the batch there, or 0, and is followed by
+``FAILED``; ``item_rv`` is the last code that refused a single item, or 0.
 """
 
 from __future__ import annotations
@@ -237,7 +241,7 @@ def take_text(fields: dict[str, Any], name: str, max_len: int) -> str:
 
 
 def pack_sign_head(sequence: int, slot: int, form: Form, count: int, blocks_len: int) -> bytes:
-    """Header and fixed part of a SIGN frame; ``blocks_len`` bytes of items follow (28 bytes, then the caller's)."""
+    """Header and fixed part of a SIGN frame, 28 bytes; ``blocks_len`` bytes of items go behind it."""
     if not 1 <= count <= MAX_ITEMS:
         raise LinkError(f"a batch has 1 to {MAX_ITEMS} items, got {count}")
     return pack_header(Kind.SIGN, sequence, SIGN_HEAD.size + blocks_len) + SIGN_HEAD.pack(
@@ -291,7 +295,7 @@ def signed_frame_len(count: int) -> int:
 def pack_signed_head_into(
     buffer: bytearray, sequence: int, count: int, done: int, rv: int, item_rv: int, execution_ns: int
 ) -> None:
-    """Write header and fixed part of a SIGNED frame at the start of ``buffer``; the blocks stand behind it."""
+    """Write header and fixed part of a SIGNED frame at the start of ``buffer``; its blocks stand behind."""
     HEADER.pack_into(buffer, 0, signed_frame_len(count) - HEADER_LEN, Kind.SIGNED, 0, 0, sequence)
     SIGNED_HEAD.pack_into(buffer, HEADER_LEN, count, done, rv, item_rv, execution_ns)
 

@@ -1,17 +1,18 @@
 """Token profiles: how one PKCS#11 module is spoken to.
 
-For: the value that says which module, which token, how many workers and sessions, and, for each algorithm, which
-numbers, who hashes and which form a signature has. Vendors differ in all of these, above all for SM2, for which no
-standard number exists.
-Not for: reading files (the front reads the YAML and knows file and line) and not for secrets: the PIN is no part.
+For: the value that says which module, which token, how many workers and sessions, and, for each algorithm,
+which numbers, who hashes and which form a signature has. Vendors differ in all of these, above all for SM2,
+for which no standard number exists.
+Not for: reading files (the front reads the YAML and knows file and line) and not for secrets: the PIN is no
+part.
 
 Rules:
 
-* Unknown keys, wrong types and missing keys raise ``ProfileError``, which names the key, what was expected and
-  what was got. The first fault found is the one reported.
+* Unknown keys, wrong types and missing keys raise ``ProfileError``, which names the key, what was expected
+  and what was got. The first fault found is the one reported.
 * ``from_mapping(to_mapping(p)) == p``: the profile travels to the worker as JSON.
-* More than one session means threads, and threads mean ``locking: os``: a module initialised without locking may be
-  used by one thread only (PKCS#11 2.40, 5.4, C_Initialize).
+* More than one session means threads, and threads mean ``locking: os``: a module initialised without locking
+  may be used by one thread only (PKCS#11 2.40, 5.4, C_Initialize).
 * No I/O here.
 """
 
@@ -47,7 +48,7 @@ Batch = Literal["auto", "vendor", "message", "plain"]
 
 
 class ProfileError(ValueError):
-    """A token profile that cannot be used: ``key`` is wrong, ``expected`` says what it should be, ``got`` what it is."""
+    """A token profile that cannot be used: the ``key`` that is wrong, what is ``expected``, what was ``got``."""
 
     def __init__(self, key: str, expected: str, got: str) -> None:
         super().__init__(f"{key}: expected {expected}, got {got}")
@@ -60,9 +61,9 @@ class ProfileError(ValueError):
 class AlgorithmProfile:
     """How the module makes and uses keys of one algorithm.
 
-    ``hashes``: on the ``host`` a 32-byte digest goes in (for SM2 e = SM3(Z || M)), in the ``token`` the message does.
-    ``ec_params`` is the DER of the curve's OID; empty where the vendor's key type implies the curve: it is then
-    neither sent nor compared. ``public_point`` says which object carries CKA_EC_POINT.
+    ``hashes``: on the ``host`` a 32-byte digest goes in (for SM2 e = SM3(Z || M)), in the ``token`` the
+    message does. ``ec_params`` is the DER of the curve's OID; empty where the vendor's key type implies the
+    curve: it is then neither sent nor compared. ``public_point`` says which object carries CKA_EC_POINT.
     """
 
     key_type: int
@@ -79,8 +80,9 @@ class AlgorithmProfile:
 class TokenProfile:
     """One token and how it is spoken to. Exactly one of ``token_label`` and ``token_serial`` is not empty.
 
-    ``environment`` holds variables the module reads (``SOFTHSM2_CONF``); they are no secrets. ``batch`` is the way
-    to sign a batch: the best the module has, or the one named. ``tested`` says whether we ever ran it.
+    ``environment`` holds variables the module reads (``SOFTHSM2_CONF``); they are no secrets. ``batch`` is
+    the way to sign a batch: the best the module has, or the one named. ``tested`` says whether we ever ran
+    it.
     """
 
     name: str
@@ -128,7 +130,7 @@ class TokenProfile:
         return profile
 
     def to_mapping(self) -> dict[str, object]:
-        """The profile as plain values for JSON or YAML, every key present but the one of label and serial not used."""
+        """The profile as plain values for JSON or YAML; of label and serial only the one that is used."""
         mapping: dict[str, object] = {
             "name": self.name,
             "tested": self.tested,

@@ -5,17 +5,21 @@ Not for: the signing loop (``_batch``) and not for the link (``worker``).
 
 Rules:
 
-* The module is opened and initialised natively, with ``CKF_OS_LOCKING_OK`` where the profile says so. python-pkcs11
-  would call ``C_Initialize(NULL)``, a promise of one thread, while it releases the GIL around every call.
-* The PIN goes from one bytearray into ``C_Login`` and is wiped by the native code; it never becomes a ``str``.
-  Log-in is tried once, and not at all when the token says that the next failure locks it.
-* A key is used only if it is private, sensitive, never extractable, was never readable, may sign without asking for
-  the PIN again, and lies on the curve of its algorithm. Its public half is what the token says it is; whether the two
-  halves match, the front decides: it checks the self-test signature with an engine of its own.
+* The module is opened and initialised natively, with ``CKF_OS_LOCKING_OK`` where the profile says so.
+  python-pkcs11 would call ``C_Initialize(NULL)``, a promise of one thread, while it releases the GIL around
+  every call.
+* The PIN goes from one bytearray into ``C_Login`` and is wiped by the native code; it never becomes a
+  ``str``. Log-in is tried once, and not at all when the token says that the next failure locks it.
+* A key is used only if it is private, sensitive, never extractable, was never readable, may sign without
+  asking for the PIN again, and lies on the curve of its algorithm. Its public half is what the token says it
+  is; whether the two halves match, the front decides: it checks the self-test signature with an engine of its
+  own.
 * Object handles are found once, when a key is loaded.
-* An error either concerns the request (``Refused``) or the token (``TokenLost``: this process is of no more use).
+* An error either concerns the request (``Refused``) or the token (``TokenLost``: this process is of no more
+  use).
 
-A crash while a key pair is created may leave a pair in the token that no registry knows; ``LIST_KEYS`` shows it.
+A crash while a key pair is created may leave a pair in the token that no registry knows; ``LIST_KEYS`` shows
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ _CONCERN_THE_TOKEN: Final = (
     errors.TokenNotRecognised,
     errors.UserNotLoggedIn,
 )
-"""After these nothing this process asks of the token will work. An error that the library has no class for is one."""
+"""After these nothing the process asks of the token will work; nor after an error without its own class."""
 
 _UNREADABLE: Final = (errors.AttributeTypeInvalid, errors.AttributeSensitive, errors.FunctionFailed)
 """How modules say that an object has no such attribute, or does not tell."""
@@ -83,7 +87,7 @@ class StartError(Exception):
 
 
 class Refused(Exception):  # noqa: N818  # named for what it says to whoever asked
-    """This request failed; the token is well."""
+    """A request failed; the token is well."""
 
     def __init__(self, error: str, detail: str, *, hint: str = "") -> None:
         super().__init__(detail)
@@ -135,7 +139,7 @@ class _Library(lib):
 
 
 class Token:
-    """An open token with its sessions. Each session is used by one thread at a time; the caller sees to that."""
+    """An open token with its sessions. A session is used by one thread at a time; the caller sees to that."""
 
     def __init__(
         self, profile: TokenProfile, module: _batch.Module, library: Any, token: Any, sessions: list[Any]
@@ -148,7 +152,7 @@ class Token:
 
     @classmethod
     def open(cls, profile: TokenProfile) -> Token:
-        """Load the module, find the token, open the profile's number of sessions; ``StartError`` says what failed."""
+        """Load the module, find the token, open the sessions; ``StartError`` says what failed."""
         try:
             module = _batch.Module(profile.module, os_locking=profile.locking == "os")
             library = _Library(profile.module)
@@ -238,7 +242,7 @@ class Token:
         return self._self_test(session, private.handle, facts, challenge)
 
     def create_key(self, session: Any, key_id: bytes, label: str, algorithm: str) -> KeyFacts:
-        """Make a key pair that never leaves the token; one that the token made otherwise is destroyed again."""
+        """Make a key pair that never leaves the token; one the token made otherwise is destroyed again."""
         how = self.profile.algorithms.get(algorithm)
         if how is None:
             known = ", ".join(self.profile.algorithms)
@@ -391,7 +395,7 @@ def _reason_to_refuse(algorithm: str, point: bytes, attributes: dict[str, bool |
 
 
 def _point(block: bytes | None) -> bytes:
-    """CKA_EC_POINT as ``x || y``. A DER OCTET STRING is the rule; some vendors give the bare point, or the bare 64."""
+    """CKA_EC_POINT as ``x || y``. A DER OCTET STRING is the rule; some vendors give the point bare."""
     if block is None:
         return b""
     for prefix in (b"\x04\x41\x04", b"\x04\x40", b"\x04", b""):
@@ -467,7 +471,7 @@ def _mapper() -> AttributeMapper:
 
 
 def _mechanism(number: int) -> Mechanism:
-    """A mechanism as python-pkcs11 wants it; for a vendor's number, a member that its enumeration does not list."""
+    """A mechanism as python-pkcs11 wants it; for a vendor's number, a member that it does not list."""
     try:
         return Mechanism(number)
     except ValueError:

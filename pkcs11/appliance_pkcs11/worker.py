@@ -1,26 +1,28 @@
-"""A signer worker: a process that owns one PKCS#11 module, one token, its PIN and its sessions, and nothing else.
+"""A signer worker: a process that owns one PKCS#11 module, one token, its PIN and its sessions.
 
 ``python -P -m appliance_pkcs11.worker FD`` serves the link (``link.py``) on the inherited socket ``FD``.
 
 For: turning SIGN frames into SIGNED frames as fast as the token goes, and managing keys when told to.
-Not for: policy, queues, retries, deadlines: they are the front's. A worker that hangs is killed, one that fails exits.
+Not for: policy, queues, retries, deadlines: they are the front's. A worker that hangs is killed, one that
+fails exits.
 
 Rules:
 
-* The front decides when a worker ends: SIGINT and SIGTERM are ignored, STOP and end of file are obeyed, and the
-  kernel kills the worker when its parent dies.
-* One session: one thread, receive, sign, send. More sessions: a thread each, the reader hands them frames; answers
-  leave in any order, each whole, under one lock.
-* A permit (a free buffer) is taken before a frame is read, two for each session: one being signed, one waiting.
-  What is more stays in the socket, and the front feels it.
+* The front decides when a worker ends: SIGINT and SIGTERM are ignored, STOP and end of file are obeyed, and
+  the kernel kills the worker when its parent dies.
+* One session: one thread, receive, sign, send. More sessions: a thread each, the reader hands them frames;
+  answers leave in any order, each whole, under one lock.
+* A permit (a free buffer) is taken before a frame is read, two for each session: one being signed, one
+  waiting. What is more stays in the socket, and the front feels it.
 * Buffers are used again; nothing is allocated per item.
-* The PIN lives in one bytearray that is wiped right after log-in. What cannot be promised: the kernel's socket buffer
-  held it, and the module keeps what it keeps. It never was in argv, in the environment or in a ``str``.
-* A token-level error ends the process (``Exit.TOKEN_FAILED``) after the front was told what was signed and why it
-  stopped: a new process is the one sure way to reload a module.
+* The PIN lives in one bytearray that is wiped right after log-in. What cannot be promised: the kernel's
+  socket buffer held it, and the module keeps what it keeps. It never was in argv, in the environment or in a
+  ``str``.
+* A token-level error ends the process (``Exit.TOKEN_FAILED``) after the front was told what was signed and
+  why it stopped: a new process is the one sure way to reload a module.
 
-Crash story: a worker that dies in mid-batch leaves nothing behind. Signatures it made and did not send are lost with
-it; the front never saw them, and gives the batch to another worker.
+Crash story: a worker that dies in mid-batch leaves nothing behind. Signatures it made and did not send are
+lost with it; the front never saw them, and gives the batch to another worker.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ class Lane:
 class Worker:
     """A logged-in token behind a link.
 
-    ``_keys`` is shared by the lanes: a slot is written once before its number is told, and removed by FORGET_KEY; the
-    lock guards the counting of slots only.
+    ``_keys`` is shared by the lanes: a slot is written once before its number is told, and removed by
+    FORGET_KEY; the lock guards the counting of slots only.
     """
 
     def __init__(self, wire: Link, token: Token) -> None:
@@ -177,7 +179,7 @@ class Worker:
             thread.join()
 
     def _receive_payload(self, header: Header, buffer: bytearray) -> tuple[bytearray, memoryview]:
-        """The payload as a view of a buffer that is kept for the next frame, unless it had to be a very large one."""
+        """The payload as a view of a buffer, and the buffer to keep: a very large one is not kept."""
         if header.payload_len > MAX_KEPT_BUFFER_LEN:
             payload = memoryview(bytearray(header.payload_len))
         else:
