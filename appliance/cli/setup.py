@@ -44,7 +44,7 @@ from appliance.cli.target import login_name
 from appliance.errors import BadRequest, ConfigError, Conflict, Unavailable
 from appliance.policy import EVERY_KEY, Account
 from appliance.registry import Registry
-from appliance.settings import Settings, load_mapping, load_settings
+from appliance.settings import Settings, load_mapping, load_settings, split_address
 
 MAX_SOCKET_PATH_LEN: Final = 107
 """What fits into ``sockaddr_un``, with the zero byte that ends it."""
@@ -72,6 +72,7 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     command.set_defaults(run=_init)
     command.add_argument("--directory", metavar="DIR", type=Path, default=Path("config"), help="default: config")
+    command.add_argument("--health", metavar="HOST:PORT", help="where health and metrics listen, on loopback")
     command.add_argument(
         "--demo-token",
         action="store_true",
@@ -80,7 +81,7 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _init(args: argparse.Namespace, screen: Screen) -> Answer:
-    steps = initialise(args.directory, demo_token=args.demo_token)
+    steps = initialise(args.directory, demo_token=args.demo_token, health=args.health)
     config = args.directory / "appliance.yaml"
     # Relative where it was named so: this is what a person types next.
     rows = [[step["what"], step["path"], step["done"]] for step in steps]
@@ -88,7 +89,7 @@ def _init(args: argparse.Namespace, screen: Screen) -> Answer:
     return Answer(document, [Table(("what", "where", ""), rows), f"Next: cloud-seald --config {config}"])
 
 
-def initialise(directory: Path, *, demo_token: bool = False) -> list[dict[str, str]]:
+def initialise(directory: Path, *, demo_token: bool = False, health: str | None = None) -> list[dict[str, str]]:
     """Make what is missing below ``directory``; what, where, and whether it was ``made`` or ``kept``."""
     made = _Maker(directory)
     made.directory("", 0o755)
@@ -100,12 +101,15 @@ def initialise(directory: Path, *, demo_token: bool = False) -> list[dict[str, s
     template = shipped("appliance.yaml").read_text()
     if demo_token:
         profile = _make_demo_token(made)
-        # Health and metrics on any free port: a demonstration must not be in the way of an appliance.
-        template = _with_token(template, f"tokens/{profile}", "secrets/softhsm2.pin")
+        entry = f"tokens:\n  - profile: tokens/{profile}\n    pin_file: secrets/softhsm2.pin\n"
+        template = _replaced(template, "tokens: []\n", entry)
     else:
         for profile_file in sorted(shipped("tokens").iterdir(), key=lambda one: one.name):
             if profile_file.name.endswith(".yaml"):
                 made.file(f"tokens/{profile_file.name}", profile_file.read_text(), 0o644, "token profile")
+    if health is not None:
+        split_address(health)
+        template = _replaced(template, "  health: 127.0.0.1:9440\n", f"  health: {health}\n")
     made.file("appliance.yaml", template, 0o644, "configuration")
     settings = load_settings(config)  # strict: what we wrote, or what somebody changed since, must be readable
     _check_socket_paths(settings)
@@ -154,11 +158,11 @@ class _Maker:
         return True
 
 
-def _with_token(template: str, profile: str, pin_file: str) -> str:
-    entry = f"tokens:\n  - profile: {profile}\n    pin_file: {pin_file}\n"
-    if "\ntokens: []\n" not in template:
-        raise RuntimeError("the shipped configuration has no empty list of tokens")
-    return template.replace("\ntokens: []\n", f"\n{entry}")
+def _replaced(template: str, old: str, new: str) -> str:
+    """The shipped configuration with one line changed, its comments kept."""
+    if template.count(f"\n{old}") != 1:
+        raise RuntimeError(f"the shipped configuration has no line {old!r}")
+    return template.replace(f"\n{old}", f"\n{new}")
 
 
 def _check_socket_paths(settings: Settings) -> None:

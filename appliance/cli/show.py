@@ -82,6 +82,12 @@ class Screen:
         if self.as_json:
             indent = 2 if self._out.isatty() else None
             print(json.dumps(answer.document, ensure_ascii=False, indent=indent), file=self._out)
+        else:
+            self.show(answer)
+
+    def show(self, answer: Answer) -> None:
+        """The same for people only: a step on the way to another answer."""
+        if self.as_json:
             return
         for part in answer.parts:
             if isinstance(part, str):
@@ -92,6 +98,7 @@ class Screen:
             else:
                 for row in ([column.rstrip(">") for column in part.columns], *part.rows):
                     print("\t".join(map(printable, row)), file=self._out)
+        self._out.flush()  # standard error is not buffered: keep the two in step where they share a place
 
     def _draw(self, table: Table) -> None:
         drawn = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -105,6 +112,11 @@ class Screen:
         """A line for whoever watches; programs do not get it."""
         if not self.as_json:
             print(printable(text), file=self._err, flush=True)
+
+    def heading(self, text: str) -> None:
+        """A line that begins something new."""
+        if not self.as_json:
+            Console(file=self._err, highlight=False).print(Text(f"\n{printable(text)}", style="bold"))
 
     def error(self, error: ApplianceError) -> None:
         """What happened, and what to do next."""

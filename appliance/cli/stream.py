@@ -29,7 +29,7 @@ import math
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -42,10 +42,13 @@ from appliance.cli.files import read_limited, sync_directory, write_durably
 from appliance.cli.show import Answer, Screen, Table
 from appliance.cli.signing import Hasher, usable_key
 from appliance.cli.target import add_wire_options, connect, run
+from appliance.client import DEFAULT_DEPTH
 from appliance.errors import BadRequest, ConfigError, Conflict, ProtocolError
 
 CHECKPOINT_S: Final = 0.5
 """Two syncs and a rename cost some milliseconds; half a second of signatures is cheap to ask for again."""
+MAX_IN_FLIGHT: Final = 256
+"""As many requests as the appliance's window has by default."""
 FORMATS: Final = ("jsonl", "binary")
 DIGEST_LINE_LEN: Final = 2 * DIGEST_LEN
 MAX_PATH_LINE_LEN: Final = 4_097
@@ -74,13 +77,17 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     command.add_argument("--out", metavar="FILE", type=Path, required=True, help="where the signatures go")
     command.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
     command.add_argument("--batch", metavar="N", type=int, default=256, help="items in a request; default: 256")
-    command.add_argument("--deadline", metavar="S", type=float, help="seconds a request may take")
+    command.add_argument(
+        "--in-flight", metavar="N", type=int, default=DEFAULT_DEPTH, help="requests at a time; default: %(default)s"
+    )
     add_wire_options(command)
 
 
 def _stream(args: argparse.Namespace, screen: Screen) -> Answer:
     if not 1 <= args.batch <= wire.MAX_ITEMS:
         raise BadRequest(f"--batch {args.batch}: expected 1 to {wire.MAX_ITEMS}")
+    if not 1 <= args.in_flight <= MAX_IN_FLIGHT:
+        raise BadRequest(f"--in-flight {args.in_flight}: expected 1 to {MAX_IN_FLIGHT}")
     return run(_stream_async(args, screen))
 
 
@@ -97,7 +104,16 @@ async def _stream_async(args: argparse.Namespace, screen: Screen) -> Answer:
             with screen.progress(f"signing with {args.key}", source.count) as tell:
                 tell(output.job.next_index)
                 if not output.job.complete:
-                    await sign_job(client, source, output, tally, tell, args.batch, args.deadline)
+                    await sign_job(
+                        client,
+                        source,
+                        output,
+                        tally,
+                        tell,
+                        batch_items=args.batch,
+                        depth=args.in_flight,
+                        deadline_s=args.deadline,
+                    )
             return _summary(args.out, output.job, key, tally)
 
 
@@ -437,9 +453,10 @@ class Signing(Protocol):
         *,
         job_id: bytes | None = None,
         first_index: int = 0,
+        depth: int = DEFAULT_DEPTH,
         deadline_s: float | None = None,
     ) -> AsyncIterator[wire.SignedAnswer]:
-        """Answers in order of index."""
+        """Answers in order of index, ``depth`` batches in flight."""
 
 
 async def sign_job(
@@ -448,13 +465,15 @@ async def sign_job(
     output: Output,
     tally: Tally,
     tell: Callable[[int], None],
+    *,
     batch_items: int,
+    depth: int = DEFAULT_DEPTH,
     deadline_s: float | None = None,
     clock: Callable[[], float] = perf_counter,
 ) -> None:
     """From where the output ends to the end of the source. However it ends, what came in is vouched for."""
     job = output.job
-    # One entry for each batch in flight, oldest first; the client's window bounds it.
+    # One entry for each batch in flight, oldest first: ``depth`` and the one that waits to go out.
     in_flight: deque[tuple[float, tuple[str, ...]]] = deque()
 
     async def batches() -> AsyncIterator[wire.Items]:
@@ -466,14 +485,16 @@ async def sign_job(
 
     done, checked_at = job.next_index, clock()
     tally.begin(clock())
+    answers = client.sign_batches(
+        job.key,
+        batches(),
+        job_id=bytes.fromhex(job.job_id),
+        first_index=job.next_index,
+        depth=depth,
+        deadline_s=deadline_s,
+    )
     try:
-        async for answer in client.sign_batches(
-            job.key,
-            batches(),
-            job_id=bytes.fromhex(job.job_id),
-            first_index=job.next_index,
-            deadline_s=deadline_s,
-        ):
+        async for answer in answers:
             now = clock()
             sent_at, names = in_flight.popleft()
             output.append(answer, names)
@@ -485,6 +506,8 @@ async def sign_job(
                 checked_at = clock()
     finally:
         output.checkpoint()
+        if isinstance(answers, AsyncGenerator):
+            await answers.aclose()
     if done != source.count:
         raise ProtocolError(f"{done} items were answered, {source.count} were asked for")
     output.checkpoint(complete=True)

@@ -42,6 +42,7 @@ MAX_ANSWER_LEN: Final = 64 << 20
 """An officers' answer lists keys or accounts; a longer one is not ours."""
 OFFICER_TIMEOUT_S: Final = 60.0
 """Making a key pair on a slow token takes seconds; a minute of silence means that nobody is there."""
+MAX_DEADLINE_S: Final = 86_400.0
 MAX_PASSWORD_FILE_LEN: Final = 4_096
 
 
@@ -55,6 +56,7 @@ def add_wire_options(parser: argparse.ArgumentParser) -> None:
     proof.add_argument("--ask-password", action="store_true", help="ask for the account's password")
     group.add_argument("--ca-file", metavar="PEM", type=Path, help="CAs that may vouch for the server (TLS)")
     group.add_argument("--client-certificate", metavar="PEM", type=Path, help="the account's certificate (TLS)")
+    group.add_argument("--deadline", metavar="S", type=float, default=30.0, help="for each request; default: 30 s")
     group.add_argument("--client-key", metavar="PEM", type=Path, help="its private key (TLS)")
 
 
@@ -104,7 +106,14 @@ async def connect(args: argparse.Namespace) -> Client:
         password = read_password(args.password_file)
     elif args.ask_password:
         password = getpass.getpass("Password: ", stream=sys.stderr)
-    return await Client.connect(address, account=_account(args), password=password, tls=tls)
+    if not 0 < args.deadline <= MAX_DEADLINE_S:
+        raise BadRequest(f"--deadline {args.deadline:g}: expected more than 0, at most {MAX_DEADLINE_S:g} seconds")
+    if address.startswith("unix:") and not Path(address.removeprefix("unix:")).exists():
+        # The client would wait for it to come, which is right for a service and tiresome for a person.
+        raise Unavailable(f"{address}: there is no such socket", hint="is cloud-seald running, with this configuration?")
+    return await Client.connect(
+        address, account=_account(args), password=password, tls=tls, deadline_s=args.deadline
+    )
 
 
 def _configured_address(args: argparse.Namespace) -> str:
