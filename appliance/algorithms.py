@@ -123,8 +123,7 @@ class PublicKey:
 
     def spki(self) -> bytes:
         """DER SubjectPublicKeyInfo (RFC 5480; GB/T 20518 for SM2), 91 bytes."""
-        prefix = _SPKI_PREFIXES[self.algorithm]
-        return prefix + self.point
+        return _SPKI_PREFIXES[self.algorithm] + self.point
 
     @classmethod
     def from_spki(cls, der: bytes) -> PublicKey:
@@ -154,7 +153,9 @@ class PublicKey:
 
 def _spki_prefix(algorithm: Algorithm) -> bytes:
     """All of a SubjectPublicKeyInfo up to the point: only the 64 bytes of ``x || y`` differ between keys."""
-    oids = core.ObjectIdentifier(_EC_PUBLIC_KEY).dump() + core.ObjectIdentifier(algorithm.curve_oid).dump()
+    oids: bytes = (
+        core.ObjectIdentifier(_EC_PUBLIC_KEY).dump() + core.ObjectIdentifier(algorithm.curve_oid).dump()
+    )
     inner = bytes((0x30, len(oids))) + oids + bytes((0x03, POINT_LEN + 2, 0x00, 0x04))
     return bytes((0x30, len(inner) + POINT_LEN)) + inner
 

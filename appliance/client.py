@@ -28,7 +28,16 @@ import ssl
 import struct
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -80,7 +89,7 @@ class Receipt(NamedTuple):
     """One item of a stream, answered. ``signature`` is r ‖ s, 64 bytes, zeros unless ``status`` is SIGNED."""
 
     job_id: bytes
-    index: int
+    index: int  # type: ignore[assignment]  # nobody misses tuple.index
     status: ItemStatus
     signature: bytes
 
@@ -213,7 +222,9 @@ class Client:
                 await client._welcomed.wait()
         except TimeoutError:
             await client.close()
-            raise client._failure or DeadlineExceeded(f"{address} did not answer in {deadline_s:g} s") from None
+            raise client._failure or DeadlineExceeded(
+                f"{address} did not answer in {deadline_s:g} s"
+            ) from None
         if client._failure is not None:
             await client.close()
             raise client._failure
@@ -423,7 +434,10 @@ class Client:
     ) -> list[KeyRecord] | bytes:
         deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
         frame = await self._call(
-            lambda request_id: wire.encode_status(request_id, kind, names), FrameType.STATUS_ANSWER, 0, deadline_at
+            lambda request_id: wire.encode_status(request_id, kind, names),
+            FrameType.STATUS_ANSWER,
+            0,
+            deadline_at,
         )
         return wire.decode_status_answer(frame.payload)
 
@@ -584,7 +598,9 @@ class Client:
                     f"cannot connect to {self._address}: {error}", hint="is cloud-seald running there?"
                 )
                 if isinstance(error, ssl.SSLCertVerificationError):
-                    self._failure = BadRequest(f"{self._address}: {error}", hint="trust its CA, or fix the name")
+                    self._failure = BadRequest(
+                        f"{self._address}: {error}", hint="trust its CA, or fix the name"
+                    )
                     self._broken(self._failure)
                     return
             self.reconnects += 1
@@ -611,7 +627,9 @@ class Client:
             for pending in self._pending.values():
                 if pending.deadline_at <= now and not pending.future.done():
                     pending.future.set_exception(
-                        DeadlineExceeded("the deadline passed without an answer", hint="ask again by the same job id")
+                        DeadlineExceeded(
+                            "the deadline passed without an answer", hint="ask again by the same job id"
+                        )
                     )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -692,7 +710,12 @@ class SyncClient:
         try:
             self._client = self._wait(
                 Client.connect(
-                    address, account=account, password=password, tls=tls, deadline_s=deadline_s, retries=retries
+                    address,
+                    account=account,
+                    password=password,
+                    tls=tls,
+                    deadline_s=deadline_s,
+                    retries=retries,
                 )
             )
         except BaseException:
@@ -796,7 +819,12 @@ class SyncClient:
             yield from receipts(answer)
 
     def verify(
-        self, key: str | PublicKey | bytes, items: Items, signatures: bytes, *, deadline_s: float | None = None
+        self,
+        key: str | PublicKey | bytes,
+        items: Items,
+        signatures: bytes,
+        *,
+        deadline_s: float | None = None,
     ) -> bytes:
         """See ``Client.verify``."""
         return self._wait(self._client.verify(key, items, signatures, deadline_s=deadline_s))

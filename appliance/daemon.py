@@ -82,7 +82,9 @@ def check(settings: Settings) -> list[TokenProfile]:
     names = [profile.name for profile in profiles]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two token profiles are named {name!r}", hint="keys are recorded under that name")
+            raise ConfigError(
+                f"two token profiles are named {name!r}", hint="keys are recorded under that name"
+            )
     for token in settings.tokens:
         check_secret_file(token.pin_file)
         pin_reader(token.pin_file)()
@@ -241,7 +243,9 @@ class Daemon:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cloud-seald", description="The cloud-seal signing daemon.")
     parser.add_argument("--config", type=Path, default=Path("/etc/cloud-seal/appliance.yaml"))
-    parser.add_argument("--check", action="store_true", help="read the configuration, say what is wrong, and end")
+    parser.add_argument(
+        "--check", action="store_true", help="read the configuration, say what is wrong, and end"
+    )
     parser.add_argument("--allow-root", action="store_true", help="run as root; for demonstrations and tests")
     parser.add_argument("--version", action="version", version=f"cloud-seald {__version__}")
     return parser
@@ -266,7 +270,9 @@ def _report(error: ApplianceError) -> int:
 
 def _flat(group: ExceptionGroup[Exception]) -> list[Exception]:
     return [
-        leaf for error in group.exceptions for leaf in (_flat(error) if isinstance(error, ExceptionGroup) else [error])
+        leaf
+        for error in group.exceptions
+        for leaf in (_flat(error) if isinstance(error, ExceptionGroup) else [error])
     ]
 
 
@@ -280,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{options.config}: good")
             return 0
         if os.geteuid() == 0 and not options.allow_root:
-            raise ConfigError("cloud-seald does not run as root", hint="use a user of its own, or --allow-root")
+            raise ConfigError(
+                "cloud-seald does not run as root", hint="use a user of its own, or --allow-root"
+            )
         logging.basicConfig(
             level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )

@@ -147,7 +147,9 @@ class Slice:
 
     __slots__ = ("bulk", "count", "form", "key", "parts", "queued_at", "sent_at")
 
-    def __init__(self, key: str, form: Form, parts: list[Part], count: int, bulk: bool, sent_at: float) -> None:
+    def __init__(
+        self, key: str, form: Form, parts: list[Part], count: int, bulk: bool, sent_at: float
+    ) -> None:
         self.key = key
         self.form = form
         self.parts = parts
@@ -204,22 +206,22 @@ class _Class:
         return bool(self._queues)
 
     def append(self, part: Part) -> None:
-        queue = self._queue(part.work.key)
+        queue = self.queue(part.work.key)
         queue.parts.append(part)
         queue.items += part.count
 
     def put_back(self, part: Part) -> None:
-        queue = self._queue(part.work.key)
+        queue = self.queue(part.work.key)
         queue.parts.appendleft(part)
         queue.items += part.count
 
-    def _queue(self, key: str) -> _Queue:
+    def queue(self, key: str) -> _Queue:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue(key)
         return queue
 
-    def keys(self) -> Iterable[str]:
+    def names(self) -> Iterable[str]:
         return self._queues.keys()
 
     def turn(self, worker: Worker) -> _Queue | None:
@@ -321,8 +323,8 @@ class Dispatcher:
         work.end(error)
 
     def _drop_ended(self, class_: _Class) -> None:
-        for key in list(class_.keys()):
-            queue = class_._queue(key)  # noqa: SLF001  # the two are one mechanism
+        for key in list(class_.names()):
+            queue = class_.queue(key)
             kept = deque(part for part in queue.parts if not part.work.ended)
             items = sum(part.count for part in kept)
             self.queued_items -= queue.items - items
@@ -364,7 +366,9 @@ class Dispatcher:
             got = min(part.count, max(0, done - at))
             if got:
                 head = Part(part.work, part.first, got)
-                self._take(head, statuses[at : at + got], signatures[at * SIGNATURE_LEN : (at + got) * SIGNATURE_LEN])
+                self._take(
+                    head, statuses[at : at + got], signatures[at * SIGNATURE_LEN : (at + got) * SIGNATURE_LEN]
+                )
             if got < part.count:
                 retries.append(Part(part.work, part.first + got, part.count - got, part.attempts))
             at += part.count
@@ -412,7 +416,7 @@ class Dispatcher:
                 break
         if self._workers:
             for class_ in (self._interactive, self._bulk):
-                for key in class_.keys():
+                for key in class_.names():
                     if not any(worker.has_key(key) for worker in self._workers):
                         self._want_key(key)
 
@@ -441,7 +445,9 @@ class Dispatcher:
         count = 0
         while queue.parts and count < room:
             part = queue.parts[0]
-            if parts and (part.attempts or parts[0].attempts or part.work.items.form is not parts[0].work.items.form):
+            if parts and (
+                part.attempts or parts[0].attempts or part.work.items.form is not parts[0].work.items.form
+            ):
                 break  # a suspect goes alone
             take = min(part.count, room - count) if not part.attempts else part.count
             if take == part.count:

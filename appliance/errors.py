@@ -160,5 +160,7 @@ def from_wire(code: int, detail: str, *, hint: str = "", retry_after_ms: int = 0
     """The error a peer reported. A code from a newer peer becomes ``Unavailable``: nothing else is safe to assume."""
     row = TABLE.get(code)
     if row is None:
-        return Unavailable(f"error {code} from a newer peer: {detail}", hint=hint, retry_after_ms=retry_after_ms)
+        return Unavailable(
+            f"error {code} from a newer peer: {detail}", hint=hint, retry_after_ms=retry_after_ms
+        )
     return row.error(detail, hint=hint, retry_after_ms=retry_after_ms)

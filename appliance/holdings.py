@@ -48,8 +48,8 @@ class Holdings:
         self._registry = registry
         self._id_source = id_source
         self._acts = asyncio.Lock()
-        self._accounts: dict[str, Account] = {one.name: one for one in registry.accounts()}
-        self._keys: dict[str, HeldKey] = {one.name: one for one in registry.keys()}
+        self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
+        self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
 
     @property
     def accounts(self) -> Mapping[str, Account]:
@@ -81,7 +81,9 @@ class Holdings:
 
     async def finish_unfinished(self, token: str, maker: KeyMaker) -> None:
         """After a start: keys whose making was cut short are there or they are not; the token knows."""
-        unfinished = [row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token]
+        unfinished = [
+            row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token
+        ]
         if not unfinished:
             return
         points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
@@ -91,10 +93,14 @@ class Holdings:
                 if point:
                     public = PublicKey(algorithm, bytes.fromhex(point))
                     self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
-                    log.warning("key %r: its making was cut short after the token had made it; it is usable", name)
+                    log.warning(
+                        "key %r: its making was cut short after the token had made it; it is usable", name
+                    )
                 else:
                     await asyncio.to_thread(self._registry.abandon_key, name)
-                    log.warning("key %r: its making was cut short before the token had made it; dropped", name)
+                    log.warning(
+                        "key %r: its making was cut short before the token had made it; dropped", name
+                    )
 
     async def set_key_disabled(self, name: str, disabled: bool, maker: KeyMaker) -> HeldKey:
         """In force for every request that is looked at after this returns."""

@@ -19,7 +19,24 @@ from prometheus_client.registry import Collector
 from appliance import __version__
 from appliance.errors import TABLE
 
-SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SECONDS: Final = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+)
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 REQUEST_TYPES: Final = ("sign", "verify", "status", "ping")
 
@@ -38,14 +55,18 @@ class Metrics:
     def __init__(self, tokens: Iterable[str]) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
-        build = Gauge("cloudseal_build", "Always 1; the version is the label.", ["version"], registry=registry)
+        build = Gauge(
+            "cloudseal_build", "Always 1; the version is the label.", ["version"], registry=registry
+        )
         build.labels(__version__).set(1)
         requests = Counter(
             "cloudseal_requests", "Requests answered, by how.", ["type", "outcome"], registry=registry
         )
         outcomes = ("ok", *(row.label for row in TABLE.values()))
         self._requests = {
-            (type_, outcome): requests.labels(type_, outcome) for type_ in REQUEST_TYPES for outcome in outcomes
+            (type_, outcome): requests.labels(type_, outcome)
+            for type_ in REQUEST_TYPES
+            for outcome in outcomes
         }
         seconds = Histogram(
             "cloudseal_request_seconds",
@@ -55,7 +76,9 @@ class Metrics:
             registry=registry,
         )
         self._request_seconds = {type_: seconds.labels(type_) for type_ in REQUEST_TYPES}
-        items = Counter("cloudseal_items", "Items answered one by one.", ["type", "outcome"], registry=registry)
+        items = Counter(
+            "cloudseal_items", "Items answered one by one.", ["type", "outcome"], registry=registry
+        )
         self._items = {
             (type_, outcome): items.labels(type_, outcome)
             for type_, outcomes_ in (("sign", ("signed", "failed")), ("verify", ("valid", "invalid")))
@@ -66,7 +89,9 @@ class Metrics:
             "cloudseal_connections_refused", "Connections turned away at the limit.", registry=registry
         )
         self.protocol_errors = Counter(
-            "cloudseal_protocol_errors", "Connections closed because the protocol was broken.", registry=registry
+            "cloudseal_protocol_errors",
+            "Connections closed because the protocol was broken.",
+            registry=registry,
         )
         self.authentication_failures = Counter(
             "cloudseal_authentication_failures", "Proofs of identity that did not fit.", registry=registry

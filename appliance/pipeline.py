@@ -29,7 +29,7 @@ from appliance.policy import HeldKey, check_active, key_state, signing_key, visi
 from appliance.settings import TimeSettings
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
-from appliance.wire import Form, Items, KeyKind, KeyRecord, SignRequest, StatusRequest, VerifyRequest
+from appliance.wire import Buffer, Form, Items, KeyKind, KeyRecord, SignRequest, StatusRequest, VerifyRequest
 
 INLINE_HASH_LEN: Final = 16_384
 """Hashing that much takes some 40 µs with SM3: less than a hop to a thread and back."""
@@ -69,11 +69,15 @@ class Pipeline:
 
     def _check_draining(self) -> None:
         if self.draining:
-            raise Draining("the appliance is stopping", hint="go to another, or try again", retry_after_ms=1_000)
+            raise Draining(
+                "the appliance is stopping", hint="go to another, or try again", retry_after_ms=1_000
+            )
 
     # Signing --------------------------------------------------------------------------------------------
 
-    def sign(self, account_name: str, request: SignRequest, now: float, on_end: Callable[[Work], None]) -> Work:
+    def sign(
+        self, account_name: str, request: SignRequest, now: float, on_end: Callable[[Work], None]
+    ) -> Work:
         """Accept it (``on_end`` is called once, later) or raise; call ``pump`` once all that arrived is accepted."""
         self._check_draining()
         account = check_active(self._holdings.accounts.get(account_name), account_name)
@@ -159,7 +163,7 @@ class Pipeline:
         finally:
             self._verifying_items -= items.count
 
-    def _verify(self, public: PublicKey, items: Items, signatures: bytes) -> bytes:
+    def _verify(self, public: PublicKey, items: Items, signatures: Buffer) -> bytes:
         block = items.data
         if items.form is Form.MESSAGES:
             block = self._verifier.digest(public, items.lengths, items.data)

@@ -148,7 +148,7 @@ class Registry:
         rows = self._rows("SELECT name, key_id, token, algorithm FROM key WHERE state = 'creating'")
         return [(name, key_id, token, Algorithm.from_label(label)) for name, key_id, token, label in rows]
 
-    def keys(self) -> list[HeldKey]:
+    def all_keys(self) -> list[HeldKey]:
         """All that are usable or disabled, by name."""
         return [_key(row) for row in self._rows(f"{_SELECT_KEY} WHERE state <> 'creating' ORDER BY name")]
 
@@ -191,7 +191,7 @@ class Registry:
             except sqlite3.IntegrityError as error:
                 raise Conflict(f"there is an account {account.name!r} already") from error
 
-    def accounts(self) -> list[Account]:
+    def all_accounts(self) -> list[Account]:
         """All of them with their grants, by name."""
         grants: dict[str, set[str]] = {}
         for account, key_name in self._rows("SELECT account, key_name FROM key_grant"):

@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         self._server.pipeline.pump()
 
     def _admit(self, header: Header) -> bool:
-        """A frame begins: may its payload be kept?"""
+        """Say whether the payload of a frame that begins may be kept."""
         if self._server.permits.take(header.payload_len, self):
             self._held_len += header.payload_len
             return True
@@ -384,7 +384,9 @@ def tls_context(listen: ListenSettings) -> ssl.SSLContext:
             context.load_verify_locations(listen.tls.client_ca_file)
             context.verify_mode = ssl.CERT_OPTIONAL
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"listen.tls: {error}", hint="check the three files and that key and certificate fit") from error
+        raise ConfigError(
+            f"listen.tls: {error}", hint="check the three files and that key and certificate fit"
+        ) from error
     return context
 
 

@@ -259,11 +259,11 @@ class _Reader:
     def plain(self, node: yaml.Node, key: str) -> Any:
         loader = yaml.SafeLoader("")
         try:
-            return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            return loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise self._fail(node, key, "a plain value") from error
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -289,11 +289,15 @@ def _check(settings: Settings, path: Path) -> None:
     if listen.tcp is not None:
         split_address(listen.tcp)
         if listen.tls.certificate_file is None or listen.tls.key_file is None:
-            raise fail(("listen", "tcp"), "expected listen.tls.certificate_file and key_file: TCP is TLS only")
+            raise fail(
+                ("listen", "tcp"), "expected listen.tls.certificate_file and key_file: TCP is TLS only"
+            )
     if not listen.unix_socket_mode.isdecimal() or int(listen.unix_socket_mode, 8) > 0o777:
         raise fail(("listen", "unix_socket_mode"), "expected an octal mode in quotes, e.g. '0660'")
     if settings.web.health is not None and not is_loopback(split_address(settings.web.health)[0]):
-        raise fail(("web", "health"), "expected a loopback address: health and metrics have no TLS of their own")
+        raise fail(
+            ("web", "health"), "expected a loopback address: health and metrics have no TLS of their own"
+        )
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise fail(("log_level",), f"expected debug, info, warning or error, got {settings.log_level!r}")
     if settings.verify.engine not in ("auto", "openssl", "scalar", "lanes"):

@@ -1,7 +1,7 @@
 """Signer workers: processes that own a PKCS#11 module each, started, watched and replaced.
 
-For: one ``SignerPool`` a token: it spawns workers, speaks the link (``appliance_pkcs11.link``) with them, gives them the
-dispatcher's slices, and replaces whatever dies, hangs or loses its token.
+For: one ``SignerPool`` a token: it spawns workers, speaks the link (``appliance_pkcs11.link``) with them, gives
+them the dispatcher's slices, and replaces whatever dies, hangs or loses its token.
 Not for: choosing what is signed when (``dispatch``).
 
 Rules:
@@ -20,18 +20,17 @@ Only when a *start* fails and no other worker is up, the token is down: then eve
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import secrets
 import socket
 import subprocess
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
 from appliance_pkcs11 import link
 from appliance_pkcs11.profile import TokenProfile
-from appliance_pkcs11.worker import spawn_arguments
 
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, Algorithm, PublicKey
 from appliance.dispatch import Dispatcher, Slice, Work
@@ -49,6 +48,8 @@ REQUEST_TIMEOUT_S: Final = 30.0
 """For making or listing keys; key generation in a slow token takes seconds."""
 EXIT_GRACE_S: Final = 1.0
 """A worker told to stop, or gone from its link, gets so long before SIGKILL."""
+MAX_PRELOADED_KEYS: Final = 256
+"""Keys used last are loaded by a new worker before it is asked for them; others when they are."""
 FIRST_RESTART_DELAY_S: Final = 0.1
 TOKEN_DOWN_RETRY_MS: Final = 500
 
@@ -87,7 +88,10 @@ class SignerWorker(asyncio.Protocol):
         """Give it a slice; a link that is gone answers through ``connection_lost``."""
         sequence = self._next()
         self.slices[sequence] = piece
-        self._write(link.sign_frame(sequence, self.slots[piece.key], int(piece.form), piece.count, piece.body()))
+        body = piece.body()
+        form = link.Form(piece.form)
+        head = link.pack_sign_head(sequence, self.slots[piece.key], form, piece.count, sum(map(len, body)))
+        self._write(b"".join((head, *body)))
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -103,14 +107,14 @@ class SignerWorker(asyncio.Protocol):
             "algorithm": key.public.algorithm.label,
             "challenge": challenge.hex(),
         }
-        self._write(link.json_frame(link.Kind.LOAD_KEY, sequence, document))
+        self._write(link.pack_json(link.Kind.LOAD_KEY, sequence, document))
 
     async def request(self, kind: link.Kind, document: dict[str, Any]) -> Any:
         """Ask and wait for the JSON answer; ``Unavailable`` where it does not come."""
         sequence = self._next()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._requests[sequence] = future
-        self._write(link.json_frame(kind, sequence, document))
+        self._write(link.pack_json(kind, sequence, document))
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 return await future
@@ -121,13 +125,13 @@ class SignerWorker(asyncio.Protocol):
 
     def stop(self) -> None:
         """Ask it to end."""
-        self._write(link.json_frame(link.Kind.STOP, self._next(), {}))
+        self._write(link.pack_json(link.Kind.STOP, self._next(), {}))
 
     def start(self, profile: TokenProfile, pin: bytes) -> None:
         """The first two frames: how to speak to the module, and the PIN."""
-        document = {"profile": profile.to_mapping(), "index": self.index}
-        self._write(link.json_frame(link.Kind.START, self._next(), document))
-        self._write(link.frame(link.Kind.PIN, self._next(), pin))
+        document = {"profile": profile.to_mapping(), "worker": self.index}
+        self._write(link.pack_json(link.Kind.START, self._next(), document))
+        self._write(link.pack_frame(link.Kind.PIN, self._next(), pin))
 
     def _next(self) -> int:
         self._sequence += 1
@@ -150,7 +154,9 @@ class SignerWorker(asyncio.Protocol):
         self.gone.set()
         failure = Unavailable("the signer worker is gone", retry_after_ms=TOKEN_DOWN_RETRY_MS)
         if not self.ready.done():
-            self.ready.set_exception(Unavailable(self.last_failure or "the signer worker ended while starting"))
+            self.ready.set_exception(
+                Unavailable(self.last_failure or "the signer worker ended while starting")
+            )
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(failure)
@@ -163,21 +169,19 @@ class SignerWorker(asyncio.Protocol):
         buffer = self._buffer
         buffer += data
         at = 0
-        while len(buffer) - at >= link.HEADER.size:
-            length, kind, _, _, sequence = link.HEADER.unpack_from(buffer, at)
-            end = at + link.HEADER.size + length
-            if length > link.MAX_PAYLOAD_LEN:
-                self._broken(f"a frame of {length} bytes")
-                return
-            if len(buffer) < end:
-                break
-            payload = bytes(memoryview(buffer)[at + link.HEADER.size : end])
-            at = end
-            try:
-                self._frame(kind, sequence, payload)
-            except (ValueError, KeyError, TypeError) as error:
-                self._broken(f"a frame of kind {kind} that makes no sense: {error!r}")
-                return
+        try:
+            while len(buffer) - at >= link.HEADER_LEN:
+                header = link.unpack_header(buffer[at : at + link.HEADER_LEN])
+                body_at = at + link.HEADER_LEN
+                at_next = body_at + header.payload_len
+                if len(buffer) < at_next:
+                    break
+                payload = bytes(memoryview(buffer)[body_at:at_next])
+                at = at_next
+                self._frame(header.kind, header.sequence, payload)
+        except (ValueError, KeyError, TypeError) as error:
+            self._broken(f"a frame that makes no sense: {error!r}")
+            return
         if at:
             del buffer[:at]
 
@@ -188,13 +192,13 @@ class SignerWorker(asyncio.Protocol):
 
     def _frame(self, kind: int, sequence: int, payload: bytes) -> None:
         if kind == link.Kind.SIGNED:
-            answer = link.parse_signed(payload)
+            answer = link.unpack_signed(memoryview(payload))
             piece = self.slices.pop(sequence)
-            if answer.count != piece.count:
+            if answer.item_count != piece.count:
                 raise ValueError("another count than was asked")
             self.pool.slice_answered(piece, answer)
             return
-        document = json.loads(payload)
+        document = link.unpack_json(payload)
         if kind == link.Kind.KEY_LOADED:
             self._key_loaded(*self._loads.pop(sequence), document)
         elif kind == link.Kind.READY and not self.ready.done():
@@ -224,7 +228,9 @@ class SignerWorker(asyncio.Protocol):
         """The self-test: the signature over our challenge must fit the public half on record."""
         point, signature = bytes.fromhex(document["point"]), bytes.fromhex(document["signature"])
         if point != key.public.point:
-            self.pool.key_refused(key, "the token's public key is not the one on record", "restore the right token")
+            self.pool.key_refused(
+                key, "the token's public key is not the one on record", "restore the right token"
+            )
         elif not self.pool.self_test_passes(key, challenge, signature):
             self.pool.key_refused(key, "its self-test signature does not verify", "check the token profile")
         else:
@@ -267,7 +273,7 @@ class SignerPool:
         self._start_turn = asyncio.Lock()
         self._retry_now = asyncio.Event()
         self._stopping = False
-        self._recent_keys: dict[str, None] = {}
+        self._recent_keys: OrderedDict[str, None] = OrderedDict()
         self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key)
 
     # What the pipeline sees -----------------------------------------------------------------------------
@@ -310,7 +316,7 @@ class SignerPool:
                     "pid": self._processes[worker].pid if worker in self._processes else None,
                     "outstanding_slices": worker.outstanding,
                     "keys": len(worker.slots),
-                    "batch_method": worker.information.get("batch_method", ""),
+                    "batch_method": worker.information.get("method", ""),
                 }
                 for worker in self._workers
             ],
@@ -335,8 +341,10 @@ class SignerPool:
 
     def _any_worker(self) -> SignerWorker:
         if not self._workers:
-            raise self._unavailable() if self.state != "starting" else Unavailable(
-                f"token {self.name!r} is starting", retry_after_ms=TOKEN_DOWN_RETRY_MS
+            raise (
+                self._unavailable()
+                if self.state != "starting"
+                else Unavailable(f"token {self.name!r} is starting", retry_after_ms=TOKEN_DOWN_RETRY_MS)
             )
         return min(self._workers, key=lambda worker: worker.outstanding)
 
@@ -350,6 +358,9 @@ class SignerPool:
         if key is None:
             return
         self._recent_keys[name] = None
+        self._recent_keys.move_to_end(name)
+        if len(self._recent_keys) > MAX_PRELOADED_KEYS:
+            self._recent_keys.popitem(last=False)
         for worker in self._workers:
             worker.load_key(key)
 
@@ -411,7 +422,10 @@ class SignerPool:
 
     def retry(self) -> None:
         """Try a refused PIN again: the operator says that the file holds another one now."""
+        if self.state == "pin_refused":
+            self.state = "starting"
         self._retry_now.set()
+        self._retry_now.clear()  # whoever waits has been woken
 
     async def _tick(self) -> None:
         while not self._stopping:
@@ -431,11 +445,7 @@ class SignerPool:
 
     async def _supervise(self, index: int) -> None:
         delay = 0.0
-        while not self._stopping:
-            if delay:
-                await self._pause(delay)
-                if self._stopping:
-                    return
+        while await self._may_start(delay):
             worker = SignerWorker(self, index)
             started = await self._start(worker)
             if started:
@@ -447,27 +457,32 @@ class SignerPool:
             await self._reap(worker)
             if started and not self._stopping:
                 self._metrics.worker_restarted(self.name)
-                log.warning("signer %s/%d is gone (%s); starting another", self.name, index, worker.last_failure)
+                log.warning(
+                    "signer %s/%d is gone (%s); starting another", self.name, index, worker.last_failure
+                )
 
-    async def _pause(self, delay: float) -> None:
-        """Until the next try; with a refused PIN until somebody asks for one."""
-        timeout = None if self.state == "pin_refused" else delay
-        try:
-            async with asyncio.timeout(timeout):
-                await self._retry_now.wait()
-        except TimeoutError:
-            return
-        if not self._stopping:
-            self._retry_now.clear()
+    async def _may_start(self, delay: float) -> bool:
+        """Wait for the next try, with a refused PIN until somebody asks for one; False when all is over."""
+        if not self._stopping and (delay or self.state == "pin_refused"):
+            try:
+                async with asyncio.timeout(None if self.state == "pin_refused" else delay):
+                    await self._retry_now.wait()
+            except TimeoutError:
+                pass
+        return not self._stopping
 
     async def _start(self, worker: SignerWorker) -> bool:
         """Spawn and wait for READY; False where that failed, and then the token may be down."""
         try:
-            async with self._start_turn:  # staggered: some modules fail when many processes initialise at once
+            async with (
+                self._start_turn
+            ):  # staggered: some modules fail when many processes initialise at once
                 await self._spawn(worker)
                 async with asyncio.timeout(self.profile.start_timeout_s):
                     await worker.ready
-                await asyncio.sleep(self._settings.start_stagger_ms / 1_000 if self.profile.workers > 1 else 0)
+                await asyncio.sleep(
+                    self._settings.start_stagger_ms / 1_000 if self.profile.workers > 1 else 0
+                )
         except (OSError, TimeoutError, ApplianceError) as error:
             self._kill(worker)
             reason = worker.last_failure or str(error) or "it did not become ready in time"
@@ -492,11 +507,11 @@ class SignerPool:
         try:
             ours.setblocking(False)
             process = await asyncio.create_subprocess_exec(
-                *spawn_arguments(theirs.fileno()),
+                *link.spawn_arguments(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=_environment(self.profile),
+                env=_environment(),
                 start_new_session=True,  # a terminal's Ctrl-C is for the front, which drains first
             )
         except BaseException:
@@ -545,7 +560,6 @@ class SignerPool:
             self._processes.pop(worker, None)
 
 
-def _environment(profile: TokenProfile) -> dict[str, str]:
-    """What a worker sees: nothing of ours but what its module needs."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
-    return {**kept, **profile.environment}
+def _environment() -> dict[str, str]:
+    """What a worker inherits; what its module needs besides comes with the profile."""
+    return {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}

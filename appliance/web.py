@@ -86,7 +86,11 @@ def officer_application(services: Services, allowed_uids: frozenset[int]) -> web
         except web.HTTPNotFound:
             return _error(NotFound(f"no such resource: {request.path}"))
         except web.HTTPMethodNotAllowed as error:
-            return _error(BadRequest(f"{request.method} does nothing here", hint=f"use {', '.join(error.allowed_methods)}"))
+            return _error(
+                BadRequest(
+                    f"{request.method} does nothing here", hint=f"use {', '.join(error.allowed_methods)}"
+                )
+            )
 
     application = web.Application(middlewares=[guard], client_max_size=MAX_BODY_LEN)
     _Officers(services).add_routes(application.router)
@@ -177,7 +181,8 @@ class _Officers:
             if algorithm.label in pool.profile.algorithms:
                 return pool
         raise BadRequest(
-            f"no configured token makes {algorithm.label} keys", hint=f"configured: {', '.join(pools) or 'none'}"
+            f"no configured token makes {algorithm.label} keys",
+            hint=f"configured: {', '.join(pools) or 'none'}",
         )
 
     def _key_document(self, key: HeldKey) -> dict[str, Any]:

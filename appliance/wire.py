@@ -151,7 +151,7 @@ class Items(NamedTuple):
     """A block of items: ``count`` × 32 bytes, or lengths (``count`` × u32, big endian) and data."""
 
     form: Form
-    count: int
+    count: int  # type: ignore[assignment]  # nobody misses tuple.count
     lengths: Buffer
     data: Buffer
 
@@ -172,7 +172,7 @@ class SignedAnswer(NamedTuple):
 
     job_id: bytes
     first_index: int
-    count: int
+    count: int  # type: ignore[assignment]  # nobody misses tuple.count
     failed: int
     statuses: Buffer
     signatures: Buffer
@@ -423,7 +423,9 @@ def _decode_items(form_number: int, count: int, body: Buffer, what: str) -> Item
     lengths = body[:split]
     total = sum(struct.unpack(f"!{count}I", lengths))
     if len(body) != split + total:
-        raise ProtocolError(f"{what}: the messages have {len(body) - split} bytes, their lengths add up to {total}")
+        raise ProtocolError(
+            f"{what}: the messages have {len(body) - split} bytes, their lengths add up to {total}"
+        )
     return Items(Form.MESSAGES, count, lengths, body[split:])
 
 
@@ -540,7 +542,11 @@ def decode_verified(payload: Buffer) -> bytes:
     count, invalid = _VERIFIED.unpack_from(payload)
     _check_count(count, "VERIFIED")
     statuses = bytes(payload[_VERIFIED.size :])
-    if len(statuses) != count or statuses.count(1) + statuses.count(0) != count or statuses.count(0) != invalid:
+    if (
+        len(statuses) != count
+        or statuses.count(1) + statuses.count(0) != count
+        or statuses.count(0) != invalid
+    ):
         raise ProtocolError("VERIFIED: its counts do not add up")
     return statuses
 
@@ -594,9 +600,7 @@ def encode_key_records(request_id: int, records: Iterable[KeyRecord]) -> bytes:
         parts.append(_KEY_RECORD.pack(record.state, record.algorithm, len(name), len(record.spki)))
         parts.extend((name, record.spki))
         count += 1
-    return encode_frame(
-        FrameType.STATUS_ANSWER, request_id, _STATUS.pack(StatusKind.KEYS, 0, count), *parts
-    )
+    return encode_frame(FrameType.STATUS_ANSWER, request_id, _STATUS.pack(StatusKind.KEYS, 0, count), *parts)
 
 
 def encode_appliance_status(request_id: int, document: bytes) -> bytes:

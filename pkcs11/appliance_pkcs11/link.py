@@ -50,7 +50,7 @@ kind  name          payload
 67    SIGNED        count u32 | done u32 | rv u64 | item_rv u64 | execution_ns u64, then count status
                     bytes, then count × 64 bytes r || s (zero where not signed)
 68    KEY_CREATED   JSON ``{id, label, algorithm, point}``
-69    KEYS          JSON ``{keys: [{id, label, algorithm, usable, reason}]}``
+69    KEYS          JSON ``{keys: [{id, label, algorithm, point, usable, reason}]}``
 70    DESTROYED     JSON ``{id}``
 71    REFUSED       JSON ``{error, detail, hint}``: this request failed, the worker is well
 72    FORGOTTEN     JSON ``{slot}``

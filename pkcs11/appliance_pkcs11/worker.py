@@ -267,7 +267,12 @@ class Worker:
 
     def _list_keys(self, session: Any, fields: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
         keys = [
-            {**_key_fields(facts), "usable": not facts.reason, "reason": facts.reason}
+            {
+                **_key_fields(facts),
+                "point": facts.point.hex(),
+                "usable": not facts.reason,
+                "reason": facts.reason,
+            }
             for facts in self._token.list_keys(session)
         ]
         return Kind.KEYS, {"keys": keys}
