@@ -76,7 +76,9 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
         description="Make a demonstration token, start a daemon, sign a batch, verify it, stop the daemon.",
     )
     command.set_defaults(run=_demo)
-    command.add_argument("--directory", metavar="DIR", type=Path, default=Path(".demo"), help="default: %(default)s")
+    command.add_argument(
+        "--directory", metavar="DIR", type=Path, default=Path(".demo"), help="default: %(default)s"
+    )
     command.add_argument("--items", metavar="N", type=int, default=20_000, help="default: %(default)s")
 
 
@@ -99,9 +101,13 @@ def _demo(args: argparse.Namespace, screen: Screen) -> Answer:
         _run_command(screen, config, "status")
         counted = _metrics(settings)
     screen.heading("The end")
-    screen.note(f"SIGTERM: what was accepted was finished; cloud-seald ended with exit code {daemon.returncode}")
+    screen.note(
+        f"SIGTERM: what was accepted was finished; cloud-seald ended with exit code {daemon.returncode}"
+    )
     if daemon.returncode != 0:
-        raise Unavailable(f"the daemon ended with {daemon.returncode}", hint=f"see {directory / 'daemon.log'}")
+        raise Unavailable(
+            f"the daemon ended with {daemon.returncode}", hint=f"see {directory / 'daemon.log'}"
+        )
     document = {
         "results": results,
         "metrics": counted,
@@ -118,7 +124,10 @@ def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Tab
             ["key", f"{result['key']} ({result['algorithm']}), made in the token, never leaves it"],
             ["signed", f"{result['items']:,} at {result['per_second']:,.0f}/s, {result['failed']} failed"],
             ["verified here", f"{result['verified']:,} at {result['verified_per_second']:,.0f}/s"],
-            ["verified by OpenSSL", f"{result['openssl_verified']} of a sample of {result['openssl_sample']}"],
+            [
+                "verified by OpenSSL",
+                f"{result['openssl_verified']} of a sample of {result['openssl_sample']}",
+            ],
         ]
     rows.append(["daemon", f"drained, exit code {document['daemon_exit_code']}"])
     rows.append(["took", f"{document['elapsed_s']} s"])
@@ -145,7 +154,10 @@ def _play(
 
     screen.heading(f"A batch of {items:,} signatures")
     out = directory / f"{act.key}.signatures"
-    for stale in (job_path_of(out), out):  # the job file first: an output without one is refused, not continued
+    for stale in (
+        job_path_of(out),
+        out,
+    ):  # the job file first: an output without one is refused, not continued
         stale.unlink(missing_ok=True)
     job = _run_command(
         screen, config, "stream", "--key", act.key, "--synthetic", str(items), "--out", str(out), "--format", "binary"
@@ -208,7 +220,9 @@ def _openssl_sample(act: Act, pem_path: Path, signatures: bytes, items: int) -> 
                 check=False,
             )
             if done.returncode != 0:
-                raise SignerFailed(f"OpenSSL does not verify signature {index}", hint=done.stderr.decode().strip())
+                raise SignerFailed(
+                    f"OpenSSL does not verify signature {index}", hint=done.stderr.decode().strip()
+                )
     return len(indices)
 
 
@@ -225,7 +239,9 @@ def _daemon(config: Path, settings: Settings, screen: Screen) -> Iterator[subpro
     screen.note(f"$ cloud-seald {' '.join(command[1:])}")
     log_path = config.parent / "daemon.log"
     with log_path.open("wb") as log:
-        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _wait_until_ready(daemon, settings, log_path)
             screen.note(f"ready; its log is {log_path}")
@@ -272,7 +288,7 @@ def _free_port() -> int:
 
 def _metrics(settings: Settings) -> dict[str, float]:
     """What the daemon itself counted, as Prometheus would read it."""
-    with urllib.request.urlopen(f"http://{settings.web.health}/metrics", timeout=10) as page:  # noqa: S310  # ours
+    with urllib.request.urlopen(f"http://{settings.web.health}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     counted = {}
     for line in lines:

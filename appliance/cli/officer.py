@@ -57,7 +57,9 @@ def _adder(
 
 def _add_key_commands(group: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
     add = _adder(group, parents)
-    create = add("create", _key_create, "make a key pair inside a token; its private half never leaves it", "NAME")
+    create = add(
+        "create", _key_create, "make a key pair inside a token; its private half never leaves it", "NAME"
+    )
     create.add_argument("--algorithm", required=True, choices=sorted(one.label for one in Algorithm))
     create.add_argument("--token", help="the profile's name; needed where several tokens know the algorithm")
     add("list", _key_list, "list all keys")
@@ -69,11 +71,16 @@ def _add_key_commands(group: argparse.ArgumentParser, parents: list[argparse.Arg
 
 def _add_account_commands(group: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
     add = _adder(group, parents)
-    create = add("create", _account_create, "make an account; whatever proofs it is given must all fit", "NAME")
+    create = add(
+        "create", _account_create, "make an account; whatever proofs it is given must all fit", "NAME"
+    )
     create.add_argument("--uid", type=int, help="on the Unix socket, only this user of this machine")
     certificate = create.add_mutually_exclusive_group()
     certificate.add_argument(
-        "--certificate", metavar="FILE", type=Path, help="over TLS, only with this client certificate (PEM, DER)"
+        "--certificate",
+        metavar="FILE",
+        type=Path,
+        help="over TLS, only with this client certificate (PEM, DER)",
     )
     certificate.add_argument("--certificate-sha256", metavar="HEX", help="… or the SHA-256 of its DER")
     _add_password_options(create)

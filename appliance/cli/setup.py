@@ -48,7 +48,7 @@ from appliance.settings import Settings, load_mapping, load_settings, split_addr
 
 MAX_SOCKET_PATH_LEN: Final = 107
 """What fits into ``sockaddr_un``, with the zero byte that ends it."""
-DEMO_TOKEN_LABEL: Final = "cloud-seal-demo"
+DEMO_LABEL: Final = "cloud-seal-demo"
 DEMO_PROFILE: Final = "softhsm2.yaml"
 SOFTHSM2_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -71,7 +71,9 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
         description="Make an appliance's directory. What is there already is kept.",
     )
     command.set_defaults(run=_init)
-    command.add_argument("--directory", metavar="DIR", type=Path, default=Path("config"), help="default: config")
+    command.add_argument(
+        "--directory", metavar="DIR", type=Path, default=Path("config"), help="default: config"
+    )
     command.add_argument("--health", metavar="HOST:PORT", help="where health and metrics listen, on loopback")
     command.add_argument(
         "--demo-token",
@@ -89,7 +91,9 @@ def _init(args: argparse.Namespace, screen: Screen) -> Answer:
     return Answer(document, [Table(("what", "where", ""), rows), f"Next: cloud-seald --config {config}"])
 
 
-def initialise(directory: Path, *, demo_token: bool = False, health: str | None = None) -> list[dict[str, str]]:
+def initialise(
+    directory: Path, *, demo_token: bool = False, health: str | None = None
+) -> list[dict[str, str]]:
     """Make what is missing below ``directory``; what, where, and whether it was ``made`` or ``kept``."""
     made = _Maker(directory)
     made.directory("", 0o755)
@@ -111,7 +115,9 @@ def initialise(directory: Path, *, demo_token: bool = False, health: str | None 
         split_address(health)
         template = _replaced(template, "  health: 127.0.0.1:9440\n", f"  health: {health}\n")
     made.file("appliance.yaml", template, 0o644, "configuration")
-    settings = load_settings(config)  # strict: what we wrote, or what somebody changed since, must be readable
+    settings = load_settings(
+        config
+    )  # strict: what we wrote, or what somebody changed since, must be readable
     _check_socket_paths(settings)
     if demo_token:
         _make_account(made, settings)
@@ -221,11 +227,13 @@ def _make_demo_token(made: _Maker) -> str:
     profile.pop("token_serial", None)
     profile |= {
         "module": module,
-        "token_label": DEMO_TOKEN_LABEL,
+        "token_label": DEMO_LABEL,
         "environment": {"SOFTHSM2_CONF": str(conf)},
     }
     text = "# Made by `cloud-seal init --demo-token` from the shipped profile of SoftHSM2.\n"
-    made.file(f"tokens/{DEMO_PROFILE}", text + yaml.safe_dump(profile, sort_keys=False), 0o644, "token profile")
+    made.file(
+        f"tokens/{DEMO_PROFILE}", text + yaml.safe_dump(profile, sort_keys=False), 0o644, "token profile"
+    )
     load_mapping(made.root / "tokens" / DEMO_PROFILE)
     return DEMO_PROFILE
 
@@ -236,11 +244,13 @@ def _make_pin(made: _Maker, name: str) -> str:
 
 
 def _initialise_softhsm2(conf: Path, so_pin: str, pin: str) -> None:
-    command = ("softhsm2-util", "--init-token", "--free", "--label", DEMO_TOKEN_LABEL)
+    command = ("softhsm2-util", "--init-token", "--free", "--label", DEMO_LABEL)
     answers = (so_pin, so_pin, pin, pin)
     status, said = _answer_prompts(command, {"SOFTHSM2_CONF": str(conf)}, b"PIN: ", answers)
     if status != 0:
-        raise Unavailable(f"softhsm2-util ended with {status}", hint=said.strip().splitlines()[-1] if said else "")
+        raise Unavailable(
+            f"softhsm2-util ended with {status}", hint=said.strip().splitlines()[-1] if said else ""
+        )
 
 
 def _answer_prompts(
@@ -283,5 +293,3 @@ def _read_terminal(master: int, timeout_s: float) -> bytes:
         return os.read(master, 4_096)
     except OSError:  # EIO: the other side has closed its terminal, which is how one ends
         return b""
-
-

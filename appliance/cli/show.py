@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from rich import box
 from rich.console import Console
@@ -37,8 +37,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from appliance.errors import ApplianceError
-
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 PLAIN_STEPS: Final = 10
 """Without a terminal progress is a line for each tenth: a log wants to know it goes on, not how smoothly."""
@@ -59,7 +57,7 @@ class Table:
 class Answer:
     """What a command found out: ``document`` for programs, ``parts`` (lines and tables) for people."""
 
-    document: Json
+    document: Mapping[str, Any] | None
     parts: Sequence[str | Table] = ()
     exit_code: int = 0
 
@@ -101,7 +99,9 @@ class Screen:
         self._out.flush()  # standard error is not buffered: keep the two in step where they share a place
 
     def _draw(self, table: Table) -> None:
-        drawn = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        drawn = RichTable(
+            title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for column in table.columns:
             drawn.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
         for row in table.rows:

@@ -34,7 +34,7 @@ from appliance.algorithms import (
     signature_to_der,
 )
 from appliance.cli.files import read_der, read_limited, write_durably
-from appliance.cli.show import Answer, Json, Screen, Table
+from appliance.cli.show import Answer, Screen, Table
 from appliance.cli.target import add_wire_options, connect, run
 from appliance.client import Client
 from appliance.errors import BadRequest, Conflict, NotFound, SignerFailed, Unavailable
@@ -50,7 +50,9 @@ MAX_BENCH_S: Final = 60.0
 def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add ``sign``, ``verify``, ``status`` and ``bench`` to the parser."""
 
-    def add(name: str, run_: Callable[[argparse.Namespace, Screen], Answer], summary: str, **more: Any) -> Any:
+    def add(
+        name: str, run_: Callable[[argparse.Namespace, Screen], Answer], summary: str, **more: Any
+    ) -> Any:
         description = f"{summary[0].upper()}{summary[1:]}."
         command = groups.add_parser(name, parents=parents, help=summary, description=description, **more)
         command.set_defaults(run=run_)
@@ -59,8 +61,12 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     sign = add("sign", _sign, "sign files; each signature goes into FILE.sig")
     sign.add_argument("files", metavar="FILE", nargs="+", type=Path)
     sign.add_argument("--key", required=True, help="the key to sign with")
-    sign.add_argument("--out-dir", metavar="DIR", type=Path, help="where the .sig files go; default: beside each file")
-    sign.add_argument("--form", choices=FORMS, default="der", help="DER, or 64 bytes r || s; default: %(default)s")
+    sign.add_argument(
+        "--out-dir", metavar="DIR", type=Path, help="where the .sig files go; default: beside each file"
+    )
+    sign.add_argument(
+        "--form", choices=FORMS, default="der", help="DER, or 64 bytes r || s; default: %(default)s"
+    )
     sign.add_argument("--force", action="store_true", help="replace .sig files that are there")
     add_wire_options(sign)
 
@@ -128,7 +134,8 @@ async def held_key(client: Client, name: str) -> tuple[PublicKey, wire.KeyState]
     (record,) = await client.status([name])
     if record.state is wire.KeyState.UNKNOWN:
         raise NotFound(
-            f"no key {name!r} for this account", hint="cloud-seal status lists those it may use; or have it granted"
+            f"no key {name!r} for this account",
+            hint="cloud-seal status lists those it may use; or have it granted",
         )
     return PublicKey.from_spki(record.spki), record.state
 
@@ -151,7 +158,9 @@ async def usable_key(client: Client, name: str) -> PublicKey:
 def _sign(args: argparse.Namespace, screen: Screen) -> Answer:
     targets = [_signature_path(path, args.out_dir) for path in args.files]
     if len(set(targets)) != len(targets):
-        raise BadRequest("two files would have the same signature file", hint="sign them apart, or without --out-dir")
+        raise BadRequest(
+            "two files would have the same signature file", hint="sign them apart, or without --out-dir"
+        )
     if not args.force:
         for target in targets:
             if target.exists():
@@ -238,17 +247,21 @@ async def _verify_async(args: argparse.Namespace, signature_paths: list[Path], s
             digests = await asyncio.to_thread(hasher.digest_files, paths)
             block = signatures[first * SIGNATURE_LEN : (first + len(paths)) * SIGNATURE_LEN]
             verdicts += await client.verify(name_or_key, wire.digests(digests), block)
-    results: list[dict[str, Json]] = [
+    results: list[dict[str, Any]] = [
         {"file": str(path), "signature": str(signature), "valid": bool(verdict)}
         for path, signature, verdict in zip(args.files, signature_paths, verdicts, strict=True)
     ]
-    rows = [[str(one["file"]), "valid" if one["valid"] else "INVALID", str(one["signature"])] for one in results]
+    rows = [
+        [str(one["file"]), "valid" if one["valid"] else "INVALID", str(one["signature"])] for one in results
+    ]
     invalid = verdicts.count(0)
     document = {"algorithm": public.algorithm.label, "files": results, "invalid": invalid}
     return Answer(document, [Table(("file", "verdict", "signature"), rows)], exit_code=1 if invalid else 0)
 
 
-async def _verifying_key(args: argparse.Namespace, client: Client) -> tuple[str | PublicKey | bytes, PublicKey]:
+async def _verifying_key(
+    args: argparse.Namespace, client: Client
+) -> tuple[str | PublicKey | bytes, PublicKey]:
     """How to name the key to the appliance, and the key itself, for hashing."""
     if args.key is not None:
         key, _ = await held_key(client, args.key)
@@ -283,7 +296,7 @@ async def _status_async(args: argparse.Namespace) -> Answer:
     ]
     rows = [[str(key["name"]), str(key["state"]), str(key["algorithm"] or "")] for key in keys]
     table = Table(("key", "state", "algorithm"), rows)
-    document: dict[str, Json] = {"keys": keys, "round_trip_ms": round(round_trip_s * 1e3, 3)}
+    document: dict[str, Any] = {"keys": keys, "round_trip_ms": round(round_trip_s * 1e3, 3)}
     if appliance is None:
         return Answer(document, [table])
     document["appliance"] = appliance
@@ -325,7 +338,7 @@ def _bench(args: argparse.Namespace, screen: Screen) -> Answer:
 
 
 async def _bench_async(args: argparse.Namespace, screen: Screen) -> Answer:
-    results: list[dict[str, Json]] = []
+    results: list[dict[str, Any]] = []
     async with await connect(args) as client:
         await usable_key(client, args.key)
         digest = os.urandom(32)
@@ -339,7 +352,9 @@ async def _bench_async(args: argparse.Namespace, screen: Screen) -> Answer:
             async def sign() -> None:
                 answer = await client.sign_batch(args.key, items)
                 if answer.failed:
-                    raise SignerFailed(f"{answer.failed} of {count} items failed", hint="the daemon's log says why")
+                    raise SignerFailed(
+                        f"{answer.failed} of {count} items failed", hint="the daemon's log says why"
+                    )
 
             return sign
 
@@ -363,7 +378,7 @@ async def _bench_async(args: argparse.Namespace, screen: Screen) -> Answer:
 
 async def _measure(
     call: Callable[[], Awaitable[None]], in_flight: int, items: int, seconds: float
-) -> dict[str, Json]:
+) -> dict[str, Any]:
     """So many callers, each asking again when it was answered, for so long; the first call warms up."""
     await call()
     latencies_s: list[float] = []

@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from appliance import wire
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
@@ -71,14 +71,24 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     command.add_argument("--key", required=True, help="the key to sign with")
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--paths", metavar="FILE", type=Path, help="a text file with a path on each line")
-    source.add_argument("--digests", metavar="FILE", type=Path, help="a text file with 64 hex digits on each line")
-    source.add_argument("--raw-digests", metavar="FILE", type=Path, help="a file of 32-byte digests, end to end")
+    source.add_argument(
+        "--digests", metavar="FILE", type=Path, help="a text file with 64 hex digits on each line"
+    )
+    source.add_argument(
+        "--raw-digests", metavar="FILE", type=Path, help="a file of 32-byte digests, end to end"
+    )
     source.add_argument("--synthetic", metavar="N", type=int, help="N messages made up on the spot")
     command.add_argument("--out", metavar="FILE", type=Path, required=True, help="where the signatures go")
     command.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s")
-    command.add_argument("--batch", metavar="N", type=int, default=256, help="items in a request; default: 256")
     command.add_argument(
-        "--in-flight", metavar="N", type=int, default=DEFAULT_DEPTH, help="requests at a time; default: %(default)s"
+        "--batch", metavar="N", type=int, default=256, help="items in a request; default: 256"
+    )
+    command.add_argument(
+        "--in-flight",
+        metavar="N",
+        type=int,
+        default=DEFAULT_DEPTH,
+        help="requests at a time; default: %(default)s",
     )
     add_wire_options(command)
 
@@ -322,7 +332,8 @@ class Output:
             else:
                 if path.exists():
                     raise Conflict(
-                        f"{path} is there, and no {job_path.name} beside it", hint="choose another --out, or remove it"
+                        f"{path} is there, and no {job_path.name} beside it",
+                        hint="choose another --out, or remove it",
                     )
                 # The job has its id for good before anything is signed under it. A crash after this line leaves a
                 # job file and no output: a job of which nothing is done.
@@ -346,7 +357,9 @@ class Output:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Conflict(f"{path}: another process is at this job", hint="wait for it, or end it") from error
+            raise Conflict(
+                f"{path}: another process is at this job", hint="wait for it, or end it"
+            ) from error
         length = os.fstat(descriptor).st_size
         if length < job.out_len:
             raise Conflict(
@@ -358,7 +371,7 @@ class Output:
         os.lseek(descriptor, 0, os.SEEK_END)
         sync_directory(path.parent)
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -368,7 +381,9 @@ class Output:
         """The next batch. It may be lost until ``checkpoint`` has returned."""
         if answer.first_index != self._ahead.next_index:
             # The client promises order; writing anything else would put signatures under wrong indices.
-            raise ProtocolError(f"expected index {self._ahead.next_index}, the answer has {answer.first_index}")
+            raise ProtocolError(
+                f"expected index {self._ahead.next_index}, the answer has {answer.first_index}"
+            )
         block = answer.signatures if self.job.format == "binary" else _lines(answer, names)
         view = memoryview(block)
         try:
@@ -376,7 +391,8 @@ class Output:
                 view = view[os.write(self._descriptor, view) :]
         except OSError as error:  # what was written of the block lies beyond what is vouched for
             raise BadRequest(
-                f"{self._path}: {error.strerror}", hint="mend that and run the same command again: it goes on here"
+                f"{self._path}: {error.strerror}",
+                hint="mend that and run the same command again: it goes on here",
             ) from error
         self._ahead = replace(
             self._ahead,
@@ -392,7 +408,9 @@ class Output:
         if ahead == self.job:
             return
         os.fdatasync(self._descriptor)
-        self._at("output synced")  # a crash here loses nothing that is vouched for, and vouches for nothing new
+        self._at(
+            "output synced"
+        )  # a crash here loses nothing that is vouched for, and vouches for nothing new
         _store(job_path_of(self._path), ahead)
         self.job = self._ahead = ahead
         self._at("job file replaced")
@@ -412,7 +430,9 @@ def _same_job(path: Path, wanted: Job) -> Job:
         job = Job(**json.loads(read_limited(path, MAX_JOB_FILE_LEN)))
         bytes.fromhex(job.job_id)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not a job file: {error}", hint="remove it and the output to begin anew") from error
+        raise ConfigError(
+            f"{path}: not a job file: {error}", hint="remove it and the output to begin anew"
+        ) from error
     for name in IDENTITY:
         if getattr(job, name) != getattr(wanted, name):
             raise Conflict(
@@ -431,7 +451,10 @@ def _lines(answer: wire.SignedAnswer, names: tuple[str, ...]) -> bytes:
     lines = []
     for i, status in enumerate(bytes(answer.statuses)):
         signature = signatures[i * width : (i + 1) * width] if status == wire.ItemStatus.SIGNED else None
-        line: dict[str, Any] = {"index": answer.first_index + i, "status": _STATUS_NAMES.get(status, str(status))}
+        line: dict[str, Any] = {
+            "index": answer.first_index + i,
+            "status": _STATUS_NAMES.get(status, str(status)),
+        }
         if names:
             line["path"] = names[i]
         line["signature"] = signature

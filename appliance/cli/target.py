@@ -32,7 +32,15 @@ from urllib.parse import quote
 import uvloop
 
 from appliance.client import Client
-from appliance.errors import TABLE, ApplianceError, BadRequest, ConfigError, Denied, ProtocolError, Unavailable
+from appliance.errors import (
+    TABLE,
+    ApplianceError,
+    BadRequest,
+    ConfigError,
+    Denied,
+    ProtocolError,
+    Unavailable,
+)
 from appliance.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -52,11 +60,17 @@ def add_wire_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--address", metavar="ADDR", help="unix:/path/to.sock or host:port (TLS)")
     group.add_argument("--account", metavar="NAME", help="default: $CLOUD_SEAL_ACCOUNT, else your login name")
     proof = group.add_mutually_exclusive_group()
-    proof.add_argument("--password-file", metavar="FILE", type=Path, help="the account's password, first line")
+    proof.add_argument(
+        "--password-file", metavar="FILE", type=Path, help="the account's password, first line"
+    )
     proof.add_argument("--ask-password", action="store_true", help="ask for the account's password")
     group.add_argument("--ca-file", metavar="PEM", type=Path, help="CAs that may vouch for the server (TLS)")
-    group.add_argument("--client-certificate", metavar="PEM", type=Path, help="the account's certificate (TLS)")
-    group.add_argument("--deadline", metavar="S", type=float, default=30.0, help="for each request; default: 30 s")
+    group.add_argument(
+        "--client-certificate", metavar="PEM", type=Path, help="the account's certificate (TLS)"
+    )
+    group.add_argument(
+        "--deadline", metavar="S", type=float, default=30.0, help="for each request; default: 30 s"
+    )
     group.add_argument("--client-key", metavar="PEM", type=Path, help="its private key (TLS)")
 
 
@@ -107,13 +121,21 @@ async def connect(args: argparse.Namespace) -> Client:
     elif args.ask_password:
         password = getpass.getpass("Password: ", stream=sys.stderr)
     if not 0 < args.deadline <= MAX_DEADLINE_S:
-        raise BadRequest(f"--deadline {args.deadline:g}: expected more than 0, at most {MAX_DEADLINE_S:g} seconds")
-    if address.startswith("unix:") and not Path(address.removeprefix("unix:")).exists():
-        # The client would wait for it to come, which is right for a service and tiresome for a person.
-        raise Unavailable(f"{address}: there is no such socket", hint="is cloud-seald running, with this configuration?")
+        raise BadRequest(
+            f"--deadline {args.deadline:g}: expected more than 0, at most {MAX_DEADLINE_S:g} seconds"
+        )
+    _check_socket(address)
     return await Client.connect(
         address, account=_account(args), password=password, tls=tls, deadline_s=args.deadline
     )
+
+
+def _check_socket(address: str) -> None:
+    """The client would wait for it to come, which is right for a service and tiresome for a person."""
+    if address.startswith("unix:") and not Path(address.removeprefix("unix:")).exists():
+        raise Unavailable(
+            f"{address}: there is no such socket", hint="is cloud-seald running, with this configuration?"
+        )
 
 
 def _configured_address(args: argparse.Namespace) -> str:
@@ -144,7 +166,9 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
         if args.client_certificate is not None:
             context.load_cert_chain(args.client_certificate, args.client_key)
     except (OSError, ssl.SSLError) as error:
-        raise BadRequest(f"TLS: {error}", hint="check --ca-file, --client-certificate and --client-key") from error
+        raise BadRequest(
+            f"TLS: {error}", hint="check --ca-file, --client-certificate and --client-key"
+        ) from error
     return context
 
 
@@ -217,7 +241,8 @@ class Officer:
             raw = response.read(MAX_ANSWER_LEN + 1)
         except PermissionError as error:
             raise Denied(
-                f"{self._path}: not yours to use", hint="run this as the daemon's user, or see web.officer_uids"
+                f"{self._path}: not yours to use",
+                hint="run this as the daemon's user, or see web.officer_uids",
             ) from error
         except TimeoutError as error:
             raise Unavailable(f"{self._path}: no answer in {OFFICER_TIMEOUT_S:g} s") from error
