@@ -26,7 +26,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from appliance import wire
 from appliance.accounts import Authenticator, Transport
@@ -101,8 +101,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        transport = self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         server = self._server
         if not server.admit(self):
             transport.write(wire.encode_error(0, Unavailable("too many connections", retry_after_ms=1_000)))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -241,9 +241,18 @@ class _Reader:
                 raise self._fail(value_node, full, f"{limits['low']:g} to {limits['high']:g}", value)
             values[name] = value
         for name, one in known.items():
-            if name not in values and one.default is MISSING and one.default_factory is MISSING:
+            if name not in values and is_dataclass(hints[name]):
+                absent = yaml.MappingNode("tag:yaml.org,2002:map", [], node.start_mark)
+                values[name] = self._read_dataclass(absent, hints[name], name)
+            elif name not in values and one.default is MISSING and one.default_factory is MISSING:
                 raise self._fail(node, f"{key}.{name}" if key else name, "a value; this key has no default")
-        return kind(**values)
+        settings = kind(**values)
+        defaults = {  # a default path is relative to the file that leaves it out, like one that stands there
+            name: (self._path.parent / default).resolve()
+            for name in known
+            if name not in values and isinstance(default := getattr(settings, name), Path)
+        }
+        return replace(settings, **defaults)
 
     def _read_scalar(self, node: yaml.Node, kind: Any, key: str) -> Any:
         value = self.plain(node, key)

@@ -27,7 +27,7 @@ import socket
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from appliance_pkcs11 import link
 from appliance_pkcs11.profile import TokenProfile
@@ -145,8 +145,7 @@ class SignerWorker(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport is ours until ``connection_lost``."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker has gone: whatever it owed goes back."""
