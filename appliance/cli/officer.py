@@ -24,7 +24,7 @@ from asn1crypto import pem
 
 from appliance.algorithms import Algorithm
 from appliance.cli.files import read_der
-from appliance.cli.show import Answer, Screen, Table
+from appliance.cli.show import Answer, Screen, Table, fields
 from appliance.cli.target import Officer, add_officer_options, read_password
 from appliance.errors import BadRequest
 
@@ -145,9 +145,9 @@ _KEY_COLUMNS = ("name", "algorithm", "state", "token", "created_at")
 
 
 def _key_answer(key: Mapping[str, Any]) -> Answer:
-    shown = ("name", "id", "algorithm", "token", "state", "created_at")
+    shown = ("id", "algorithm", "token", "state", "created_at")
     rows = [[name, str(key.get(name, ""))] for name in shown]
-    return Answer(key, [Table(("key", ""), rows), spki_pem(key)])
+    return Answer(key, [fields(f"key {key.get('name')}", rows), spki_pem(key)])
 
 
 def spki_pem(key: Mapping[str, Any]) -> str:

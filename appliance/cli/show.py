@@ -46,11 +46,19 @@ PLAIN_INTERVAL_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under columns; a column whose name ends in ``>`` is a number and leans right."""
+    """Rows of text under columns; a column whose name ends in ``>`` is a number and leans right.
+
+    Without columns the rows are names and values under a title.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
+
+
+def fields(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """Names and values."""
+    return Table((), rows, title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +102,16 @@ class Screen:
             elif self._out.isatty():
                 self._draw(part)
             else:
-                for row in ([column.rstrip(">") for column in part.columns], *part.rows):
+                header = [[column.rstrip(">") for column in part.columns]] if part.columns else []
+                for row in (*header, *part.rows):
                     print("\t".join(map(printable, row)), file=self._out)
         self._out.flush()  # standard error is not buffered: keep the two in step where they share a place
 
     def _draw(self, table: Table) -> None:
-        drawn = RichTable(
-            title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-        )
-        for column in table.columns:
+        title = Text(table.title, style="bold") if table.title else None
+        drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        drawn.show_header = bool(table.columns)
+        for column in table.columns or ("", ""):
             drawn.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
         for row in table.rows:
             drawn.add_row(*(Text(printable(cell)) for cell in row))  # Text: brackets in a name are no mark-up

@@ -34,7 +34,7 @@ from appliance.algorithms import (
     signature_to_der,
 )
 from appliance.cli.files import read_der, read_limited, write_durably
-from appliance.cli.show import Answer, Screen, Table
+from appliance.cli.show import Answer, Screen, Table, fields
 from appliance.cli.target import add_wire_options, connect, run
 from appliance.client import Client
 from appliance.errors import BadRequest, Conflict, NotFound, SignerFailed, Unavailable
@@ -311,21 +311,36 @@ def _algorithm_label(number: int) -> str | None:
 
 
 def _appliance_tables(appliance: dict[str, Any]) -> list[Table]:
-    """Whatever the appliance tells: lists of things as tables, the rest as names and values."""
+    """The tokens as a table; whatever else the appliance tells, now or later, as names and values."""
     plain = [[name, str(value)] for name, value in appliance.items() if not isinstance(value, list | dict)]
-    plain += [
-        [f"{name} {inner}", str(value)]
-        for name, group in appliance.items()
-        if isinstance(group, dict)
-        for inner, value in group.items()
-    ]
-    tables = [Table(("appliance", ""), plain)]
-    for name, entries in appliance.items():
-        if isinstance(entries, list) and entries and isinstance(entries[0], dict):
-            columns = list(entries[0])
-            rows = [[str(entry.get(column, "")) for column in columns] for entry in entries]
-            tables.append(Table(columns, rows, title=name))
+    tables = [fields("appliance", plain)]
+    tokens = [token for token in appliance.get("tokens", ()) if isinstance(token, dict)]
+    if tokens:
+        columns = (
+            "token",
+            "state",
+            "workers>",
+            "queued items>",
+            "in flight>",
+            "restarts>",
+            "refused keys",
+            "reason",
+        )
+        tables.append(Table(columns, [_token_row(token) for token in tokens]))
     return tables
+
+
+def _token_row(token: dict[str, Any]) -> list[str]:
+    return [
+        str(token.get("token", "")),
+        str(token.get("state", "")),
+        f"{len(token.get('workers', ()))}/{token.get('workers_wanted', '?')}",
+        str(token.get("queued_items", "")),
+        str(token.get("inflight_items", "")),
+        str(token.get("restarts", "")),
+        ", ".join(map(str, token.get("refused_keys", ()))) or "none",
+        str(token.get("reason") or ""),
+    ]
 
 
 # bench ------------------------------------------------------------------------------------------------------

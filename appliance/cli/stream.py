@@ -39,7 +39,7 @@ from typing import Any, Final, Protocol, Self
 from appliance import wire
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
 from appliance.cli.files import read_limited, sync_directory, write_durably
-from appliance.cli.show import Answer, Screen, Table
+from appliance.cli.show import Answer, Screen, fields
 from appliance.cli.signing import Hasher, usable_key
 from appliance.cli.target import add_wire_options, connect, run
 from appliance.client import DEFAULT_DEPTH
@@ -124,7 +124,7 @@ async def _stream_async(args: argparse.Namespace, screen: Screen) -> Answer:
                         depth=args.in_flight,
                         deadline_s=args.deadline,
                     )
-            return _summary(args.out, output.job, key, tally)
+            return _summary(args.out, output.job, key, tally, args)
 
 
 # What is signed ---------------------------------------------------------------------------------------------
@@ -588,7 +588,7 @@ class Tally:
         return None
 
 
-def _summary(out: Path, job: Job, key: PublicKey, tally: Tally) -> Answer:
+def _summary(out: Path, job: Job, key: PublicKey, tally: Tally, args: argparse.Namespace) -> Answer:
     latencies = {f"p{share}": tally.latency_ms(share / 100) for share in (50, 95, 99)}
     document: dict[str, Any] = {
         "job_id": job.job_id,
@@ -602,6 +602,8 @@ def _summary(out: Path, job: Job, key: PublicKey, tally: Tally) -> Answer:
         "items_this_run": tally.items,
         "elapsed_s": round(tally.elapsed_s, 3),
         "per_second": round(tally.per_second, 1),
+        "batch_items": args.batch,
+        "in_flight": args.in_flight,
         "batch_latency_ms": latencies,
     }
     rows = [
@@ -615,6 +617,6 @@ def _summary(out: Path, job: Job, key: PublicKey, tally: Tally) -> Answer:
     if tally.items:
         rows.append(["throughput", f"{tally.per_second:,.0f} signatures/s in {tally.elapsed_s:.2f} s"])
         shown = ", ".join(f"{name} {value:g}" for name, value in latencies.items())
-        rows.append(["batch latency", f"{shown} ms"])
+        rows.append(["latency", f"{shown} ms, batches of {args.batch}, {args.in_flight} in flight"])
     rows.append(["output", str(out)])
-    return Answer(document, [Table(("stream", ""), rows)], exit_code=1 if job.failed else 0)
+    return Answer(document, [fields("batch job", rows)], exit_code=1 if job.failed else 0)

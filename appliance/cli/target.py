@@ -108,7 +108,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's asynchronous part on the loop that the daemon uses too."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(coroutine)
+        try:
+            return runner.run(coroutine)
+        except ExceptionGroup as group:
+            # Tasks of one command fail for one reason; the first one tells it. Defects of ours are not hidden.
+            ours, others = group.split(ApplianceError)
+            if ours is None or others is not None:
+                raise
+            raise _first_of(ours) from None
+
+
+def _first_of(group: ExceptionGroup[ApplianceError]) -> ApplianceError:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
 async def connect(args: argparse.Namespace) -> Client:

@@ -36,7 +36,9 @@ def at(step: str) -> None:
 async def work() -> None:
     source = stream.SyntheticSource(items, Hasher(stand_in.KEY))
     wanted = stream.Job("ab" * 16, "k", "spki", source.identity, form)
-    clock = itertools.count()  # each look at the clock is a second later: every batch is followed by a checkpoint
+    clock = (
+        itertools.count()
+    )  # each look at the clock is a second later: every batch is followed by a checkpoint
     with stream.Output.open(out, wanted, at) as output:
         if not output.job.complete:
             await stream.sign_job(

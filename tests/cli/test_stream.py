@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from appliance.algorithms import Algorithm, PublicKey
 from appliance.cli import stream
 from appliance.cli.signing import Hasher
@@ -80,7 +81,9 @@ def test_lines_name_index_status_and_signature(tmp_path: Path) -> None:
     assert [line["index"] for line in lines] == list(range(ITEMS))
     assert lines[5] == {"index": 5, "status": "refused", "signature": None}
     block = expected_binary()
-    assert all(line["signature"] == block[i * 64 : i * 64 + 64].hex() for i, line in enumerate(lines) if i != 5)
+    assert all(
+        line["signature"] == block[i * 64 : i * 64 + 64].hex() for i, line in enumerate(lines) if i != 5
+    )
     assert job.failed == 1
 
 
@@ -135,7 +138,9 @@ def test_an_error_in_mid_stream_loses_nothing_and_doubles_nothing(tmp_path: Path
 
 
 @pytest.mark.parametrize("form", stream.FORMATS)
-def test_a_cut_at_every_durable_step_then_a_second_run_is_as_if_nothing_was(tmp_path: Path, form: str) -> None:
+def test_a_cut_at_every_durable_step_then_a_second_run_is_as_if_nothing_was(
+    tmp_path: Path, form: str
+) -> None:
     """Kill at step 1, 2, 3 … until a run goes through; after each, what was not vouched for may be anything."""
     source = synthetic(CUT_ITEMS)
     whole = tmp_path / "whole"
@@ -143,7 +148,14 @@ def test_a_cut_at_every_durable_step_then_a_second_run_is_as_if_nothing_was(tmp_
     seen = set()
     for end_at in range(1, 100):
         out = tmp_path / f"cut-{end_at}"
-        command = [sys.executable, str(HERE / "interrupted_job.py"), str(out), form, str(CUT_ITEMS), str(end_at)]
+        command = [
+            sys.executable,
+            str(HERE / "interrupted_job.py"),
+            str(out),
+            form,
+            str(CUT_ITEMS),
+            str(end_at),
+        ]
         cut = subprocess.run(command, capture_output=True, check=False)
         if cut.returncode == 0:
             break
