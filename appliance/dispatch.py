@@ -3,10 +3,11 @@
 For: turning accepted work into slices and slices into signatures: coalescing, spreading, fairness, retries, bounds.
 Not for: processes and sockets (``signers``), who may sign (``policy``).
 
-Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
-gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough waits,
-a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
-busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
+Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a
+worker gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough
+waits, a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives
+while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
+straight through.
 
 Rules:
 
