@@ -4,8 +4,8 @@ For: turning accepted work into slices and slices into signatures: coalescing, s
 Not for: processes and sockets (``signers``), who may sign (``policy``).
 
 Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
-gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. A worker may have
-one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
+gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough waits,
+a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
 busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
 
 Rules:
@@ -39,6 +39,9 @@ INTERACTIVE_MAX_ITEMS: Final = 16
 """Up to here a request that names no priority counts as interactive: a clerk's handful of seals."""
 SPLIT: Final = 8
 """A part whose worker died comes back in so many pieces: few steps to single out one item in 4,096."""
+MIN_AHEAD_ITEMS: Final = 8
+"""A slice is given ahead of a free session only when so many items wait: below, waiting for company costs less than
+another slice does."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
 EWMA_WEIGHT: Final = 0.2
@@ -432,8 +435,9 @@ class Dispatcher:
         """The worker with the fewest slices for its sessions, if it has room for one more."""
         best: Worker | None = None
         least = 0.0
+        ahead = 1 if self.queued_items >= MIN_AHEAD_ITEMS else 0
         for worker in self._workers:
-            if worker.outstanding <= worker.sessions:
+            if worker.outstanding < worker.sessions + ahead:
                 load = worker.outstanding / worker.sessions
                 if best is None or load < least:
                     best, least = worker, load
