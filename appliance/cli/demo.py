@@ -97,7 +97,7 @@ def _demo(args: argparse.Namespace, screen: Screen) -> Answer:
     screen.note(f"{made} things made, {len(steps) - made} kept")
     settings = load_settings(config)
     screen.heading("The daemon")
-    with _daemon(config, settings, screen) as daemon:
+    with running_daemon(config, settings, screen) as daemon:
         results = [_play(act, directory, config, settings, args.items, screen) for act in ACTS]
         screen.heading("How the appliance is")
         _run_command(screen, config, "status")
@@ -242,7 +242,7 @@ def _openssl_sample(act: Act, pem_path: Path, signatures: bytes, items: int) -> 
 
 
 @contextmanager
-def _daemon(config: Path, settings: Settings, screen: Screen) -> Iterator[subprocess.Popen[bytes]]:
+def running_daemon(config: Path, settings: Settings, screen: Screen) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon of our own, ready when this is entered and stopped when it is left."""
     program = Path(sys.executable).parent / "cloud-seald"
     command = [str(program), "--config", str(config)]
