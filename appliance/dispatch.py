@@ -4,8 +4,8 @@ For: turning accepted work into slices and slices into signatures: coalescing, s
 Not for: processes and sockets (``signers``), who may sign (``policy``).
 
 Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
-gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. A worker may have
-one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
+gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough waits,
+a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
 busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
 
 Rules:
@@ -39,6 +39,9 @@ INTERACTIVE_MAX_ITEMS: Final = 16
 """Up to here a request that names no priority counts as interactive: a clerk's handful of seals."""
 SPLIT: Final = 8
 """A part whose worker died comes back in so many pieces: few steps to single out one item in 4,096."""
+MIN_AHEAD_ITEMS: Final = 8
+"""A slice is given ahead of a free session only when so many items wait: below, waiting for company costs less than
+another slice does."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
 EWMA_WEIGHT: Final = 0.2
@@ -156,7 +159,7 @@ class Slice:
         self.count = count
         self.bulk = bulk
         self.sent_at = sent_at
-        self.queued_at = min(part.work.accepted_at for part in parts)
+        self.queued_at = parts[0].work.accepted_at
 
     def body(self) -> list[Buffer]:
         """The buffers to send, in order: lengths first, then data."""
@@ -171,10 +174,8 @@ class Worker(Protocol):
     """What the dispatcher knows of a signer worker."""
 
     sessions: int
-
-    @property
-    def outstanding(self) -> int:
-        """Slices that it has been given and not answered."""
+    outstanding: int
+    """Slices that it has been given and not answered; the dispatcher counts."""
 
     def has_key(self, key: str) -> bool:
         """Whether it can sign with that key now."""
@@ -349,10 +350,17 @@ class Dispatcher:
         self.pump()
 
     def slice_answered(
-        self, piece: Slice, statuses: Buffer, signatures: Buffer, done: int, execution_s: float
+        self,
+        worker: Worker,
+        piece: Slice,
+        statuses: Buffer,
+        signatures: Buffer,
+        done: int,
+        execution_s: float,
     ) -> None:
         """A worker has answered: the first ``done`` items are decided, the others must go elsewhere."""
         self.inflight_items -= piece.count
+        worker.outstanding -= 1
         if done:
             self._item_s += EWMA_WEIGHT * (execution_s / done - self._item_s)
         if len(piece.parts) == 1 and done == piece.count:
@@ -374,6 +382,13 @@ class Dispatcher:
             at += part.count
         for part in reversed(retries):
             self._retry(part)
+
+    def slice_refused(self, worker: Worker, piece: Slice, error: ApplianceError) -> None:
+        """A worker says that this slice cannot be asked of this token at all."""
+        self.inflight_items -= piece.count
+        worker.outstanding -= 1
+        for part in piece.parts:
+            self.end(part.work, error)
 
     def _take(self, part: Part, statuses: Buffer, signatures: Buffer) -> None:
         work = part.work
@@ -402,23 +417,41 @@ class Dispatcher:
     def pump(self) -> None:
         """Give waiting work to workers that have room."""
         while self._interactive or self._bulk:
-            given = False
-            for worker in sorted(self._workers, key=_load):
-                if worker.outstanding > worker.sessions:
-                    break  # sorted: the others have no room either
-                piece = self._next_slice(worker)
-                if piece is not None:
-                    self.inflight_items += piece.count
-                    worker.send(piece)
-                    given = True
-                    break
-            if not given:
-                break
-        if self._workers:
-            for class_ in (self._interactive, self._bulk):
-                for key in class_.names():
-                    if not any(worker.has_key(key) for worker in self._workers):
-                        self._want_key(key)
+            worker = self._least_loaded()
+            if worker is None:
+                return
+            piece = self._next_slice(worker)
+            if piece is None:
+                self._pump_keys_not_everywhere()
+                return
+            self._send(worker, piece)
+
+    def _send(self, worker: Worker, piece: Slice) -> None:
+        self.inflight_items += piece.count
+        worker.outstanding += 1
+        worker.send(piece)
+
+    def _least_loaded(self) -> Worker | None:
+        """The worker with the fewest slices for its sessions, if it has room for one more."""
+        best: Worker | None = None
+        least = 0.0
+        ahead = 1 if self.queued_items >= MIN_AHEAD_ITEMS else 0
+        for worker in self._workers:
+            if worker.outstanding < worker.sessions + ahead:
+                load = worker.outstanding / worker.sessions
+                if best is None or load < least:
+                    best, least = worker, load
+        return best
+
+    def _pump_keys_not_everywhere(self) -> None:
+        """The worker whose turn it was has loaded none of the keys that wait: others may have, or none."""
+        for worker in self._workers:
+            while worker.outstanding <= worker.sessions and (piece := self._next_slice(worker)) is not None:
+                self._send(worker, piece)
+        for class_ in (self._interactive, self._bulk):
+            for key in list(class_.names()):
+                if not any(worker.has_key(key) for worker in self._workers):
+                    self._want_key(key)
 
     def _next_slice(self, worker: Worker) -> Slice | None:
         classes = [self._interactive, self._bulk]
@@ -437,7 +470,9 @@ class Dispatcher:
     def _fill(self, queue: _Queue, bulk: bool) -> Slice:
         """Take parts off the queue until the slice is as large as it may be."""
         target = int(self._settings.slice_target_ms / 1_000 / self._item_s)
-        idle = sum(max(0, worker.sessions - worker.outstanding) for worker in self._workers)
+        idle = 0
+        for worker in self._workers:
+            idle += max(0, worker.sessions - worker.outstanding)
         if idle > 1:  # spread what is there over those that have nothing to do
             target = min(target, -(-queue.items // idle))
         room = max(1, min(target, self._settings.max_slice_items))
@@ -461,7 +496,3 @@ class Dispatcher:
         queue.items -= count
         self.queued_items -= count
         return Slice(queue.key, parts[0].work.items.form, parts, count, bulk, self._clock())
-
-
-def _load(worker: Worker) -> float:
-    return worker.outstanding / worker.sessions

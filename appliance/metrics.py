@@ -9,24 +9,26 @@ slow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Final, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance import __version__
 from appliance.errors import TABLE
 
-disable_created_metrics()  # the start time of every series doubles the page and tells nothing that we need
+disable_created_metrics()  # type: ignore[no-untyped-call]
+# Without it every series has a second one, its start time, which tells nothing that we need.
 SECONDS: Final = (
     0.0001,
     0.00025,
@@ -47,6 +49,44 @@ SECONDS: Final = (
 )
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 REQUEST_TYPES: Final = ("sign", "verify", "status", "ping")
+
+
+class Histogram(Collector):
+    """A histogram that belongs to one event loop: ``observe`` is a bisection, with no lock and no object made.
+
+    prometheus-client's own takes a mutex for each of its values; at three observations a slice that was a tenth of
+    the front's time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        label: str,
+        values: Iterable[str],
+        bounds: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._label = label
+        self._bounds = bounds
+        self._counts = {value: [0] * (len(bounds) + 1) for value in values}
+        self._sums = dict.fromkeys(self._counts, 0.0)
+        registry.register(self)
+
+    def observe(self, value: str, amount: float) -> None:
+        """Count one; ``value`` is the label's."""
+        self._counts[value][bisect_left(self._bounds, amount)] += 1
+        self._sums[value] += amount
+
+    def collect(self) -> Iterable[Metric]:
+        """What a scrape reads: cumulative counts, as the exposition format has them."""
+        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
+        bounds = [str(float(bound)) for bound in self._bounds] + ["+Inf"]
+        for value, counts in self._counts.items():
+            family.add_metric([value], list(zip(bounds, accumulate(counts), strict=True)), self._sums[value])
+        yield family
 
 
 class SliceFacts(Protocol):
@@ -76,14 +116,14 @@ class Metrics:
             for type_ in REQUEST_TYPES
             for outcome in outcomes
         }
-        seconds = Histogram(
+        self._request_seconds = Histogram(
             "cloudseal_request_seconds",
             "From a frame's arrival to its answer.",
-            ["type"],
-            buckets=SECONDS,
-            registry=registry,
+            "type",
+            REQUEST_TYPES,
+            SECONDS,
+            registry,
         )
-        self._request_seconds = {type_: seconds.labels(type_) for type_ in REQUEST_TYPES}
         items = Counter(
             "cloudseal_items", "Items answered one by one.", ["type", "outcome"], registry=registry
         )
@@ -104,22 +144,25 @@ class Metrics:
         self.authentication_failures = Counter(
             "cloudseal_authentication_failures", "Proofs of identity that did not fit.", registry=registry
         )
-        queue = Histogram(
+        tokens = list(tokens)
+        self._queue = Histogram(
             "cloudseal_queue_seconds",
             "What the oldest item of a slice waited for a worker.",
-            ["token"],
-            buckets=SECONDS,
-            registry=registry,
+            "token",
+            tokens,
+            SECONDS,
+            registry,
         )
-        execution = Histogram(
+        self._execution = Histogram(
             "cloudseal_execution_seconds",
             "What a slice took inside its worker.",
-            ["token"],
-            buckets=SECONDS,
-            registry=registry,
+            "token",
+            tokens,
+            SECONDS,
+            registry,
         )
-        slice_items = Histogram(
-            "cloudseal_slice_items", "Items of a slice.", ["token"], buckets=ITEMS, registry=registry
+        self._slice_items = Histogram(
+            "cloudseal_slice_items", "Items of a slice.", "token", tokens, ITEMS, registry
         )
         workers = Gauge("cloudseal_workers_up", "Signer workers that can sign.", ["token"], registry=registry)
         restarts = Counter(
@@ -128,17 +171,14 @@ class Metrics:
         hangs = Counter(
             "cloudseal_worker_hangs", "Signer workers killed at their deadline.", ["token"], registry=registry
         )
-        self._queue = {token: queue.labels(token) for token in tokens}
-        self._execution = {token: execution.labels(token) for token in self._queue}
-        self._slice_items = {token: slice_items.labels(token) for token in self._queue}
-        self._workers = {token: workers.labels(token) for token in self._queue}
-        self._restarts = {token: restarts.labels(token) for token in self._queue}
-        self._hangs = {token: hangs.labels(token) for token in self._queue}
+        self._workers = {token: workers.labels(token) for token in tokens}
+        self._restarts = {token: restarts.labels(token) for token in tokens}
+        self._hangs = {token: hangs.labels(token) for token in tokens}
 
     def request_done(self, type_: str, outcome: str, seconds: float) -> None:
         """A request was answered."""
         self._requests[type_, outcome].inc()
-        self._request_seconds[type_].observe(seconds)
+        self._request_seconds.observe(type_, seconds)
 
     def items_done(self, type_: str, good: int, bad: int) -> None:
         """Items of a request were answered."""
@@ -150,9 +190,9 @@ class Metrics:
 
     def slice_done(self, token: str, piece: SliceFacts, execution_s: float) -> None:
         """A worker has answered a slice."""
-        self._queue[token].observe(piece.sent_at - piece.queued_at)
-        self._execution[token].observe(execution_s)
-        self._slice_items[token].observe(piece.count)
+        self._queue.observe(token, piece.sent_at - piece.queued_at)
+        self._execution.observe(token, execution_s)
+        self._slice_items.observe(token, piece.count)
 
     def workers_up(self, token: str, count: int) -> None:
         """So many can sign now."""

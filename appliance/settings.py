@@ -80,7 +80,7 @@ class TimeSettings:
 class SignerSettings:
     """How batches go to the signer workers."""
 
-    slice_target_ms: float = _limited(5.0, 0.1, 10_000)
+    slice_target_ms: float = _limited(10.0, 0.1, 10_000)
     max_slice_items: int = _limited(4_096, 1, 65_536)
     slice_deadline_s: float = _limited(10.0, 0.1, 3_600)
     max_attempts: int = _limited(4, 1, 100)

@@ -61,6 +61,7 @@ class SignerWorker(asyncio.Protocol):
         self.pool = pool
         self.index = index
         self.sessions = 1
+        self.outstanding = 0
         self.information: dict[str, Any] = {}
         self.gone = asyncio.Event()
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -74,11 +75,6 @@ class SignerWorker(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     # What the dispatcher sees ---------------------------------------------------------------------------
-
-    @property
-    def outstanding(self) -> int:
-        """Slices given and not answered."""
-        return len(self.slices)
 
     def has_key(self, key: str) -> bool:
         """Whether the key is loaded and has passed its self-test."""
@@ -195,7 +191,7 @@ class SignerWorker(asyncio.Protocol):
             piece = self.slices.pop(sequence)
             if answer.item_count != piece.count:
                 raise ValueError("another count than was asked")
-            self.pool.slice_answered(piece, answer)
+            self.pool.slice_answered(self, piece, answer)
             return
         document = link.unpack_json(payload)
         if kind == link.Kind.KEY_LOADED:
@@ -219,7 +215,7 @@ class SignerWorker(asyncio.Protocol):
             self.pool.key_refused(key, detail, hint)
         elif sequence in self.slices:
             piece = self.slices.pop(sequence)
-            self.pool.slice_refused(piece, SignerFailed(detail, hint=hint))
+            self.pool.slice_refused(self, piece, SignerFailed(detail, hint=hint))
         elif sequence in self._requests and not self._requests[sequence].done():
             self._requests[sequence].set_exception(Conflict(detail, hint=hint))
 
@@ -388,18 +384,18 @@ class SignerPool:
 
     # Slices ---------------------------------------------------------------------------------------------
 
-    def slice_answered(self, piece: Slice, answer: link.Signed) -> None:
+    def slice_answered(self, worker: SignerWorker, piece: Slice, answer: link.Signed) -> None:
         """A worker has answered."""
         execution_s = answer.execution_ns / 1e9
         self._metrics.slice_done(self.name, piece, execution_s)
-        self.dispatcher.slice_answered(piece, answer.statuses, answer.signatures, answer.done, execution_s)
+        self.dispatcher.slice_answered(
+            worker, piece, answer.statuses, answer.signatures, answer.done, execution_s
+        )
         self.dispatcher.pump()
 
-    def slice_refused(self, piece: Slice, error: ApplianceError) -> None:
+    def slice_refused(self, worker: SignerWorker, piece: Slice, error: ApplianceError) -> None:
         """A worker says that this slice cannot be asked of this token at all."""
-        self.dispatcher.inflight_items -= piece.count
-        for part in piece.parts:
-            self.dispatcher.end(part.work, error)
+        self.dispatcher.slice_refused(worker, piece, error)
         self.dispatcher.pump()
 
     # Supervision ----------------------------------------------------------------------------------------

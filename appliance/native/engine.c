@@ -1,4 +1,5 @@
-/* See engine.h. Splits a batch by key and hands each part to the implementation for it. Public values only. */
+/* See engine.h. Splits a batch by key and hands each part to the implementation for it. Public values only.
+ */
 #include "engine.h"
 
 #include <stdlib.h>
@@ -48,7 +49,8 @@ void engine_free(engine *self)
     free(self);
 }
 
-/* The items of a batch in the order of their keys: items[first[k]] to items[first[k + 1] - 1] belong to key k. */
+/* The items of a batch in the order of their keys: items[first[k]] to items[first[k + 1] - 1] belong to key
+ * k. */
 typedef struct {
     uint32_t *first;
     uint32_t *items;
