@@ -54,6 +54,9 @@ MAX_PIN_LEN: Final = 255
 """No token we know takes more; the limit bounds the buffer."""
 
 
+_USAGE: Final = "usage: python -P -m appliance_pkcs11.worker FD (started by cloud-seald, not by hand)"
+
+
 class _Gone(Exception):  # noqa: N818  # not an error: the front closed the link
     """End of file: the front is gone, and nobody is left to answer."""
 
@@ -346,9 +349,12 @@ def _open(wire: Link) -> tuple[int, Token]:
 def main(arguments: list[str]) -> NoReturn:
     """Serve the link whose file descriptor is the one argument; ends the process."""
     if len(arguments) != 1 or not arguments[0].isdecimal():
-        sys.exit("usage: python -P -m appliance_pkcs11.worker FD (started by cloud-seald, not by hand)")
+        sys.exit(_USAGE)
     _confine()
-    sock = socket.socket(fileno=int(arguments[0]))
+    try:
+        sock = socket.socket(fileno=int(arguments[0]))
+    except OSError as error:
+        sys.exit(f"{_USAGE}\nfile descriptor {arguments[0]}: {error.strerror}")
     sock.set_inheritable(False)  # a helper that the module starts must not hold the link open
     sock.setblocking(True)
     wire = Link(sock)
