@@ -431,7 +431,7 @@ def _find_token(library: Any, profile: TokenProfile) -> Any:
 
 
 def _tokens(library: Any) -> list[Any]:
-    """The initialised tokens. The library's own search reads every mechanism list too, which we do not need."""
+    """The initialised tokens. The library's own search reads every mechanism list too, for nothing."""
     found = []
     for slot in library.get_slots(token_present=True):
         try:
