@@ -61,7 +61,9 @@ def test_codes_are_dense_and_frozen() -> None:
 def test_statuses_and_exit_codes_are_sane(row: errors.Row) -> None:
     is_peers_fault = issubclass(row.error, errors.RequestError) or row.error is errors.Busy
     assert row.http_status // 100 == (4 if is_peers_fault else 5)
-    assert 2 <= row.exit_code <= 63, "0 is success, 1 Python's own crash, 64 and up belong to sysexits and the shell"
+    assert 2 <= row.exit_code <= 63, (
+        "0 is success, 1 Python's own crash, 64 and up belong to sysexits and the shell"
+    )
     assert row.label.isidentifier() and row.label == row.label.lower()
     assert inspect.getdoc(row.error)
 

@@ -91,7 +91,9 @@ def signed_answers(draw: st.DrawFn) -> SignedAnswer:
 HELLOS = st.builds(Hello, st.integers(0, 1), st.integers(1, 255), NAMES, text(1_024))
 WINDOWS = st.integers(1, 2**32 - 1)
 WELCOMES = st.builds(Welcome, st.just(1), WINDOWS, WINDOWS, WINDOWS, text(64))
-RECORDS = st.lists(st.builds(KeyRecord, NAMES, st.sampled_from(KeyState), U8, st.binary(max_size=100)), max_size=5)
+RECORDS = st.lists(
+    st.builds(KeyRecord, NAMES, st.sampled_from(KeyState), U8, st.binary(max_size=100)), max_size=5
+)
 
 
 def payload_of(frame: bytes, type_: FrameType, request_id: int) -> memoryview:
@@ -448,7 +450,10 @@ def test_every_length_that_lies_is_found(type_: FrameType, payload: bytes) -> No
         if offset in FREE.get(type_, ()):
             continue
         truth = int.from_bytes(payload[offset : offset + size], "big")
-        for lie in {truth + 1, truth - 1, truth + 32, 0, 2 ** (8 * size) - 1, 2 ** (8 * size - 1)} - {truth, -1}:
+        for lie in {truth + 1, truth - 1, truth + 32, 0, 2 ** (8 * size) - 1, 2 ** (8 * size - 1)} - {
+            truth,
+            -1,
+        }:
             lying = payload[:offset] + lie.to_bytes(size, "big") + payload[offset + size :]
             with pytest.raises(ProtocolError):
                 DECODERS[type_](lying)
@@ -582,7 +587,9 @@ def test_a_length_is_checked_before_anything_of_it_is_there() -> None:
 
 def test_the_limit_can_be_raised_between_frames() -> None:
     reader = FrameReader(10)
-    reader.receive(wire.encode_frame(FrameType.SIGN, 1, bytes(10)) + wire.encode_frame(FrameType.SIGN, 2, bytes(11)))
+    reader.receive(
+        wire.encode_frame(FrameType.SIGN, 1, bytes(10)) + wire.encode_frame(FrameType.SIGN, 2, bytes(11))
+    )
     assert reader.next_frame() is not None
     reader.max_payload_len = 11
     assert reader.next_frame() is not None
@@ -711,7 +718,9 @@ def test_permits_change_when_frames_come_and_not_what_comes(
             break
         reader.unblock()
     assert copied(got) == frames
-    assert [(header.type, header.payload_len) for header in asked] == [(one[0], len(one[2])) for one in frames]
+    assert [(header.type, header.payload_len) for header in asked] == [
+        (one[0], len(one[2])) for one in frames
+    ]
 
 
 def test_window_exceeded_is_told_as_itself() -> None:

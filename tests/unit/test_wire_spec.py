@@ -99,7 +99,10 @@ def test_offsets_and_sizes_are_those_of_the_struct(name: str) -> None:
 
 
 PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
-    "header": (wire.encode_frame(wire.FrameType.PING, 77, b"abc"), {"payload_len": 3, "type": 5, "request_id": 77}),
+    "header": (
+        wire.encode_frame(wire.FrameType.PING, 77, b"abc"),
+        {"payload_len": 3, "type": 5, "request_id": 77},
+    ),
     "hello": (
         wire.encode_hello(wire.Hello(1, 9, "name", "secret"))[16:],
         {
@@ -178,7 +181,9 @@ def test_algorithm_numbers() -> None:
 
 def test_error_codes_and_labels() -> None:
     rows = TABLES["error code | label | was anything done | retry"]
-    assert {int(row[0]): row[1] for row in rows} == {row.wire_code: row.label for row in errors.TABLE.values()}
+    assert {int(row[0]): row[1] for row in rows} == {
+        row.wire_code: row.label for row in errors.TABLE.values()
+    }
 
 
 def test_what_closes_the_connection_is_a_protocol_or_proof_error() -> None:
