@@ -29,8 +29,8 @@ import struct
 import threading
 from collections import deque
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -38,6 +38,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
@@ -233,6 +234,7 @@ class Client:
         """Unanswered calls end with ``Unavailable``."""
         self._closed = True
         self._fail_all(Unavailable("the client was closed"))
+        self._wake_all()  # whoever waits for the window sees that it is closed
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -304,13 +306,14 @@ class Client:
         first_index: int = 0,
         depth: int = DEFAULT_DEPTH,
         deadline_s: float | None = None,
-    ) -> AsyncIterator[SignedAnswer]:
+    ) -> AsyncGenerator[SignedAnswer, None]:
         """Sign batches as they come; answers in order of index. ``deadline_s`` holds for each batch."""
         job = job_id if job_id is not None else os.urandom(16)
         out: deque[asyncio.Task[SignedAnswer]] = deque()
         index = first_index
+        source = _iterate(batches)
         try:
-            async for items in _iterate(batches):
+            async for items in source:
                 while len(out) >= depth:
                     yield await out.popleft()
                 call = self.sign_batch(key, items, job_id=job, first_index=index, deadline_s=deadline_s)
@@ -322,6 +325,7 @@ class Client:
             for task in out:
                 task.cancel()
             await asyncio.gather(*out, return_exceptions=True)
+            await source.aclose()  # a generator that is left half way is closed here, not by the collector
 
     async def sign_stream(
         self,
@@ -334,14 +338,20 @@ class Client:
         batch_items: int = DEFAULT_BATCH_ITEMS,
         depth: int = DEFAULT_DEPTH,
         deadline_s: float | None = None,
-    ) -> AsyncIterator[Receipt]:
+    ) -> AsyncGenerator[Receipt, None]:
         """Sign a stream of any length in constant memory; receipts in order of index, each exactly once."""
-        batches = _in_batches(items, form, batch_items)
-        async for answer in self.sign_batches(
-            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
-        ):
-            for receipt in receipts(answer):
-                yield receipt
+        answers = self.sign_batches(
+            key,
+            _in_batches(items, form, batch_items),
+            job_id=job_id,
+            first_index=first_index,
+            depth=depth,
+            deadline_s=deadline_s,
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                for receipt in receipts(answer):
+                    yield receipt
 
     async def _gather(self, key: str, digest: bytes, deadline_s: float) -> bytes:
         future: asyncio.Future[bytes] = self._loop.create_future()
@@ -363,10 +373,12 @@ class Client:
         items = Items(Form.DIGESTS, len(calls), b"", b"".join(digest for digest, _ in calls))
         try:
             answer = await self.sign_batch(key, items, deadline_s=deadline_s)
-        except ApplianceError as error:
+        except (ApplianceError, asyncio.CancelledError) as error:
+            # Cancelled by `close`: the callers wait for their futures and for nothing else.
+            failure = error if isinstance(error, ApplianceError) else Unavailable("the client was closed")
             for _, future in calls:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(failure)
             return
         for receipt, (_, future) in zip(receipts(answer), calls, strict=True):
             if future.done():
@@ -484,6 +496,7 @@ class Client:
 
     async def _wait_for_window(self, items: int, deadline_at: float) -> None:
         """Until connected and the window has room; first come, first served."""
+        self._check_usable(items)
         if self._has_room(items) and not self._window_freed:
             return
         try:
@@ -516,6 +529,7 @@ class Client:
         return (
             welcome is not None
             and self._welcomed.is_set()
+            and self._link is not None
             and len(self._pending) < welcome.window_requests
             and self._pending_items + items <= welcome.window_items
         )
@@ -602,6 +616,9 @@ class Client:
                     )
                     self._broken(self._failure)
                     return
+                if not self._retries and self._welcome is None:
+                    self._broken(self._failure)
+                    return
             self.reconnects += 1
             await asyncio.sleep(back_off_s * random.uniform(0.5, 1.0))  # noqa: S311  # spreads a herd
             back_off_s = min(back_off_s * 2, MAX_BACK_OFF_S)
@@ -660,8 +677,12 @@ def _item_error(status: ItemStatus) -> SignerFailed:
     return SignerFailed(f"the token {what}", hint="see the daemon's log")
 
 
-async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(source, AsyncIterable):
+async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    if isinstance(source, AsyncGenerator):
+        async with aclosing(source):
+            async for one in source:
+                yield one
+    elif isinstance(source, AsyncIterable):
         async for one in source:
             yield one
     else:
@@ -671,17 +692,18 @@ async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
 
 async def _in_batches(
     items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
-) -> AsyncIterator[Items]:
+) -> AsyncGenerator[Items, None]:
     if not 1 <= batch_items <= wire.MAX_ITEMS:
         raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
     batch: list[bytes] = []
-    async for item in _iterate(items):
-        if form is Form.DIGESTS and len(item) != DIGEST_LEN:
-            raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
-        batch.append(item)
-        if len(batch) == batch_items:
-            yield _join(batch, form)
-            batch = []
+    async with aclosing(_iterate(items)) as source:
+        async for item in source:
+            if form is Form.DIGESTS and len(item) != DIGEST_LEN:
+                raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
+            batch.append(item)
+            if len(batch) == batch_items:
+                yield _join(batch, form)
+                batch = []
     if batch:
         yield _join(batch, form)
 
@@ -793,7 +815,7 @@ class SyncClient:
                     return
         finally:
             if not self._loop.is_closed():
-                self._wait(answers.aclose())  # type: ignore[attr-defined]  # it is an async generator
+                self._wait(answers.aclose())
 
     def sign_stream(
         self,

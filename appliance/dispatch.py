@@ -3,10 +3,11 @@
 For: turning accepted work into slices and slices into signatures: coalescing, spreading, fairness, retries, bounds.
 Not for: processes and sockets (``signers``), who may sign (``policy``).
 
-Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
-gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. A worker may have
-one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
-busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
+Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a
+worker gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough
+waits, a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives
+while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
+straight through.
 
 Rules:
 
@@ -26,7 +27,8 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -39,6 +41,9 @@ INTERACTIVE_MAX_ITEMS: Final = 16
 """Up to here a request that names no priority counts as interactive: a clerk's handful of seals."""
 SPLIT: Final = 8
 """A part whose worker died comes back in so many pieces: few steps to single out one item in 4,096."""
+MIN_AHEAD_ITEMS: Final = 8
+"""A slice is given ahead of a free session only when so many items wait: below, waiting for company costs less than
+another slice does."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
 MIN_ITEM_S: Final = 1e-7
@@ -232,7 +237,7 @@ class _Class:
             self._queues.pop(queue.key, None)
 
 
-_NOBODY: Final[Set[Worker]] = frozenset()
+_NOBODY: Final[AbstractSet[Worker]] = frozenset()
 
 
 class Dispatcher:
@@ -426,7 +431,7 @@ class Dispatcher:
                 return
             self._send(worker, piece)
 
-    def _place_suspects(self) -> Set[Worker]:
+    def _place_suspects(self) -> AbstractSet[Worker]:
         """Give suspects to idle workers, one each; the workers that get nothing else for now.
 
         Where none is idle, the least loaded one is left to become so: suspects do not starve behind other work.
@@ -459,18 +464,19 @@ class Dispatcher:
         worker.outstanding += 1
         worker.send(piece)
 
-    def _least_loaded(self, closed: Set[Worker]) -> Worker | None:
+    def _least_loaded(self, closed: AbstractSet[Worker]) -> Worker | None:
         """The worker with the fewest slices for its sessions, if it has room for one more."""
         best: Worker | None = None
         least = 0.0
+        ahead = 1 if self.queued_items >= MIN_AHEAD_ITEMS else 0
         for worker in self._workers:
-            if worker.outstanding <= worker.sessions and worker not in closed:
+            if worker.outstanding < worker.sessions + ahead and worker not in closed:
                 load = worker.outstanding / worker.sessions
                 if best is None or load < least:
                     best, least = worker, load
         return best
 
-    def _pump_keys_not_everywhere(self, closed: Set[Worker]) -> None:
+    def _pump_keys_not_everywhere(self, closed: AbstractSet[Worker]) -> None:
         """The worker whose turn it was has loaded none of the keys that wait: others may have, or none."""
         for worker in self._workers:
             if worker in closed:

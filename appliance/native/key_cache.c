@@ -1,5 +1,5 @@
-/* See key_cache.h. One mutex guards everything: it is taken once per distinct key of a slice, never per item, and
- * nothing slow happens under it. */
+/* See key_cache.h. One mutex guards everything: it is taken once per distinct key of a slice, never per item,
+ * and nothing slow happens under it. */
 #include "key_cache.h"
 
 #include <pthread.h>
@@ -12,8 +12,8 @@
  * collision only means that a table is built a little early. */
 enum { COUNTERS = 1 << 17 };
 
-/* All counts halve after this many uses per entry that fits: long enough that a key used as often as the cache has
- * room for reaches its threshold, short enough that yesterday's favourites give way. */
+/* All counts halve after this many uses per entry that fits: long enough that a key used as often as the
+ * cache has room for reaches its threshold, short enough that yesterday's favourites give way. */
 enum { USES_PER_EPOCH_AND_ENTRY = 64 };
 
 /* A newcomer displaces an entry only if it was used more than this many times as often: near-equals would

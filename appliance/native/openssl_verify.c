@@ -1,4 +1,5 @@
-/* See openssl_verify.h. Only the EVP interface of libcrypto 3.0 is used: nothing deprecated, nothing internal. */
+/* See openssl_verify.h. Only the EVP interface of libcrypto 3.0 is used: nothing deprecated, nothing
+ * internal. */
 #include "openssl_verify.h"
 
 #include <string.h>
@@ -22,8 +23,8 @@ void *openssl_key_new(uint8_t algorithm, const uint8_t point[POINT_LEN], bool *o
     EVP_PKEY *key = NULL;
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, sm2 ? "SM2" : "EC", NULL);
     *out_of_memory = context == NULL || EVP_PKEY_fromdata_init(context) != 1;
-    /* Decoding the point checks that it lies on the curve. Its failure leaves entries in the thread's error queue,
-     * which is nobody's but ours here. */
+    /* Decoding the point checks that it lies on the curve. Its failure leaves entries in the thread's error
+     * queue, which is nobody's but ours here. */
     if (!*out_of_memory && EVP_PKEY_fromdata(context, &key, EVP_PKEY_PUBLIC_KEY, params) != 1)
         ERR_clear_error();
     EVP_PKEY_CTX_free(context);

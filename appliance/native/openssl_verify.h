@@ -9,10 +9,12 @@
 void *openssl_key_new(uint8_t algorithm, const uint8_t point[POINT_LEN], bool *out_of_memory);
 void openssl_key_free(void *key);
 
-/* What a key object costs in memory, with libcrypto's own bookkeeping (measured: about 2.3 kB; rounded up). */
+/* What a key object costs in memory, with libcrypto's own bookkeeping (measured: about 2.3 kB; rounded up).
+ */
 enum { OPENSSL_KEY_BYTES = 4096 };
 
-/* A context to verify with: of one thread, for any number of signatures under one key. NULL: out of memory. */
+/* A context to verify with: of one thread, for any number of signatures under one key. NULL: out of memory.
+ */
 void *openssl_context_new(void *key);
 void openssl_context_free(void *context);
 bool openssl_verify(void *context, const uint8_t digest[DIGEST_LEN], const uint8_t signature[SIGNATURE_LEN]);

@@ -1,5 +1,5 @@
-/* SM3 (GB/T 32905-2016), scalar. The rounds are unrolled by four so that the eight working variables rotate by
- * renaming instead of by moves. */
+/* SM3 (GB/T 32905-2016), scalar. The rounds are unrolled by four so that the eight working variables rotate
+ * by renaming instead of by moves. */
 #include "sm3.h"
 
 #include <string.h>
@@ -34,24 +34,24 @@ static inline void store_be32(uint8_t *p, uint32_t x)
 
 /* One round (clause 5.3.3) written so that the caller renames the variables: afterwards h takes A's place,
  * d takes E's place, and b and f have been rotated in place. */
-#define ROUND(a, b, c, d, e, f, g, h, t, FF, GG, wj, wj4)                 \
-    do {                                                                  \
-        uint32_t a12 = rotl(a, 12);                                       \
-        uint32_t ss1 = rotl(a12 + e + t, 7);                              \
-        d += FF(a, b, c) + (ss1 ^ a12) + ((wj) ^ (wj4));                  \
-        h += GG(e, f, g) + ss1 + (wj);                                    \
-        b = rotl(b, 9);                                                   \
-        f = rotl(f, 19);                                                  \
-        h = P0(h);                                                        \
+#define ROUND(a, b, c, d, e, f, g, h, t, FF, GG, wj, wj4) \
+    do {                                                  \
+        uint32_t a12 = rotl(a, 12);                       \
+        uint32_t ss1 = rotl(a12 + e + t, 7);              \
+        d += FF(a, b, c) + (ss1 ^ a12) + ((wj) ^ (wj4));  \
+        h += GG(e, f, g) + ss1 + (wj);                    \
+        b = rotl(b, 9);                                   \
+        f = rotl(f, 19);                                  \
+        h = P0(h);                                        \
     } while (0)
 
 /* After one ROUND the new (A, B, C, D, E, F, G, H) is (d, a, b, c, h, e, f, g). */
-#define FOUR_ROUNDS(j, FF, GG)                                                          \
-    do {                                                                                \
-        ROUND(a, b, c, d, e, f, g, h, T[j], FF, GG, w[j], w[(j) + 4]);                  \
-        ROUND(d, a, b, c, h, e, f, g, T[(j) + 1], FF, GG, w[(j) + 1], w[(j) + 5]);      \
-        ROUND(c, d, a, b, g, h, e, f, T[(j) + 2], FF, GG, w[(j) + 2], w[(j) + 6]);      \
-        ROUND(b, c, d, a, f, g, h, e, T[(j) + 3], FF, GG, w[(j) + 3], w[(j) + 7]);      \
+#define FOUR_ROUNDS(j, FF, GG)                                                     \
+    do {                                                                           \
+        ROUND(a, b, c, d, e, f, g, h, T[j], FF, GG, w[j], w[(j) + 4]);             \
+        ROUND(d, a, b, c, h, e, f, g, T[(j) + 1], FF, GG, w[(j) + 1], w[(j) + 5]); \
+        ROUND(c, d, a, b, g, h, e, f, T[(j) + 2], FF, GG, w[(j) + 2], w[(j) + 6]); \
+        ROUND(b, c, d, a, f, g, h, e, T[(j) + 3], FF, GG, w[(j) + 3], w[(j) + 7]); \
     } while (0)
 
 /* T_j rotated left by j (clause 5.3.3), T = 79cc4519 for j < 16 and 7a879d8a from there on. */

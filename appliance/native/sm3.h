@@ -11,8 +11,8 @@ enum { SM3_BLOCK_LEN = 64, SM3_DIGEST_LEN = 32 };
 
 typedef struct {
     uint32_t state[8];
-    uint64_t total_len;              /* bytes absorbed so far */
-    uint8_t pending[SM3_BLOCK_LEN];  /* total_len % 64 bytes that await their block */
+    uint64_t total_len;             /* bytes absorbed so far */
+    uint8_t pending[SM3_BLOCK_LEN]; /* total_len % 64 bytes that await their block */
 } sm3_stream;
 
 void sm3_init(sm3_stream *stream);
@@ -28,8 +28,8 @@ typedef struct {
     size_t len;
 } sm3_message;
 
-/* Hash count messages, each preceded by the same prefix of at most SM3_MAX_PREFIX bytes; digests are written in
- * order, 32 bytes each. Uses vector lanes where the processor has them. */
+/* Hash count messages, each preceded by the same prefix of at most SM3_MAX_PREFIX bytes; digests are written
+ * in order, 32 bytes each. Uses vector lanes where the processor has them. */
 enum { SM3_MAX_PREFIX = 32 };
 void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
               uint8_t *digests);

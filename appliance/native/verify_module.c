@@ -1,8 +1,8 @@
 /* appliance._verify: the Python face of the native verification code.
  *
- * Buffers in, bytes out, the interpreter lock released for the whole batch, no Python object per item. Every length
- * is checked here, where the memory is touched; a violation is ValueError, which appliance.verifying turns into the
- * caller's BadRequest. Public values only. */
+ * Buffers in, bytes out, the interpreter lock released for the whole batch, no Python object per item. Every
+ * length is checked here, where the memory is touched; a violation is ValueError, which appliance.verifying
+ * turns into the caller's BadRequest. Public values only. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -21,10 +21,11 @@ static const struct {
 
 enum { ENGINE_COUNT = sizeof ENGINES / sizeof ENGINES[0] };
 
-/* ---- messages ---------------------------------------------------------------------------------------------- */
+/* ---- messages
+ * ---------------------------------------------------------------------------------------------- */
 
-/* Cut `data` into messages of the given big-endian lengths, which must use it up. Returns an array that the caller
- * frees with PyMem_Free, or NULL with an exception. */
+/* Cut `data` into messages of the given big-endian lengths, which must use it up. Returns an array that the
+ * caller frees with PyMem_Free, or NULL with an exception. */
 static sm3_message *cut_messages(const Py_buffer *lengths, const Py_buffer *data, size_t *count)
 {
     if (lengths->len % 4 != 0 || lengths->len / 4 > MAX_ITEMS) {
@@ -143,11 +144,11 @@ static PyObject *py_sha256_many(PyObject *Py_UNUSED(module), PyObject *args)
     return result;
 }
 
-/* ---- Engine ------------------------------------------------------------------------------------------------ */
+/* ---- Engine
+ * ------------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    PyObject_HEAD
-    engine *engine;
+    PyObject_HEAD engine *engine;
     const char *name;
 } EngineObject;
 
@@ -203,8 +204,8 @@ static bool check_batch(const Py_buffer *algorithms, const Py_buffer *points, co
         return false;
     }
     if (keys > MAX_ITEMS || points->len != keys * POINT_LEN) {
-        PyErr_Format(PyExc_ValueError, "at most %d keys of %d bytes, got %zd and %zd bytes", MAX_ITEMS, POINT_LEN,
-                     keys, points->len);
+        PyErr_Format(PyExc_ValueError, "at most %d keys of %d bytes, got %zd and %zd bytes", MAX_ITEMS,
+                     POINT_LEN, keys, points->len);
         return false;
     }
     for (Py_ssize_t k = 0; k < keys; k++) {
@@ -228,7 +229,8 @@ static bool check_batch(const Py_buffer *algorithms, const Py_buffer *points, co
         const uint32_t *index = key_index->buf;
         for (Py_ssize_t i = 0; i < items; i++) {
             if (index[i] >= (size_t)keys) {
-                PyErr_Format(PyExc_ValueError, "item %zd names key %lu of %zd", i, (unsigned long)index[i], keys);
+                PyErr_Format(PyExc_ValueError, "item %zd names key %lu of %zd", i, (unsigned long)index[i],
+                             keys);
                 return false;
             }
         }
@@ -316,7 +318,8 @@ static PyType_Spec ENGINE_SPEC = {
     .slots = ENGINE_SLOTS,
 };
 
-/* ---- module ------------------------------------------------------------------------------------------------ */
+/* ---- module
+ * ------------------------------------------------------------------------------------------------ */
 
 static PyMethodDef MODULE_METHODS[] = {
     {"sm3", py_sm3, METH_O, NULL},

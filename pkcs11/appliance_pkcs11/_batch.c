@@ -3,8 +3,9 @@
  *
  * Not for: finding tokens, keys or attributes; that is python-pkcs11's work (token.py).
  *
- * - The module is opened by the same path that python-pkcs11 opens: the dynamic linker hands out the same instance,
- *   so handles made by either are good for both.
+ * - A process has one module. It is opened and initialised here, and python-pkcs11 is given the very same function
+ *   list: this library exports a C_GetFunctionList of its own. Opening the module's path twice would not do: some
+ *   modules (p11-kit's client) make a new, uninitialised instance at each C_GetFunctionList.
  * - A batch uses the best that the module has and the key works with: our vendor interface, else C_SignMessage
  *   (PKCS#11 3.0), else C_SignInit and C_Sign.
  * - A return code stops the batch unless it is known to concern the item or the key alone. Unknown codes stop it:
@@ -39,8 +40,21 @@ enum { ITEM_SIGNED = 0, ITEM_REFUSED = 1, ITEM_NOT_DONE = 2 };
 enum method { METHOD_PLAIN, METHOD_MESSAGE, METHOD_VENDOR, METHOD_COUNT };
 static const char *const METHOD_NAMES[METHOD_COUNT] = {"plain", "message", "vendor"};
 
-/* One interpreter loads this, once per process: a static is enough. */
+/* One interpreter loads this, once per process: statics are enough. */
 static PyObject *CryptokiError;
+
+/* The one module of this process; set before it is initialised, never changed or unloaded after. */
+static CK_FUNCTION_LIST *opened_functions;
+
+/* What python-pkcs11 finds when it opens this library as if it were a module: the one that Module opened.
+ * There is no C_GetInterface beside it, so that python-pkcs11 keeps to the functions of 2.40. */
+__attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list)
+{
+    if (!list)
+        return CKR_ARGUMENTS_BAD;
+    *list = opened_functions;
+    return opened_functions ? CKR_OK : CKR_CRYPTOKI_NOT_INITIALIZED;
+}
 
 /* ---------------------------------------------------------------- Module */
 
@@ -78,8 +92,8 @@ static int Module_init(Module *self, PyObject *args, PyObject *kwargs)
     int os_locking;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s$p:Module", names, &path, &os_locking))
         return -1;
-    if (self->library) {
-        PyErr_SetString(PyExc_RuntimeError, "the module is open already");
+    if (opened_functions) {
+        PyErr_SetString(PyExc_RuntimeError, "this process has a module already");
         return -1;
     }
     CK_C_GetFunctionList get_functions = NULL;
@@ -106,6 +120,7 @@ static int Module_init(Module *self, PyObject *args, PyObject *kwargs)
         raise_cryptoki("C_GetFunctionList", rv);
         return -1;
     }
+    opened_functions = self->functions;
     CK_C_INITIALIZE_ARGS locking = {.flags = CKF_OS_LOCKING_OK};
     Py_BEGIN_ALLOW_THREADS
     rv = self->functions->C_Initialize(os_locking ? &locking : NULL);
@@ -128,7 +143,7 @@ static int Module_init(Module *self, PyObject *args, PyObject *kwargs)
 
 static void Module_dealloc(Module *self)
 {
-    /* The library stays open: python-pkcs11 holds it as well, and modules are known to crash when unloaded. */
+    /* The library stays open: python-pkcs11 uses it as well, and modules are known to crash when unloaded. */
     PyTypeObject *type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);

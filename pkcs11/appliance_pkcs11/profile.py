@@ -48,7 +48,7 @@ Batch = Literal["auto", "vendor", "message", "plain"]
 
 
 class ProfileError(ValueError):
-    """A token profile that cannot be used: the ``key`` that is wrong, what is ``expected``, what was ``got``."""
+    """A token profile that cannot be used: which ``key`` is wrong, what was ``expected``, what it ``got``."""
 
     def __init__(self, key: str, expected: str, got: str) -> None:
         super().__init__(f"{key}: expected {expected}, got {got}")

@@ -129,7 +129,7 @@ class LoadedKey:
 
 
 class _Library(lib):
-    """python-pkcs11 over a module that is initialised already.
+    """python-pkcs11 over the module that ``_batch`` has opened and initialised.
 
     Its own ``initialized`` stays false, so that it never finalises what it has not initialised.
     """
@@ -155,7 +155,7 @@ class Token:
         """Load the module, find the token, open the sessions; ``StartError`` says what failed."""
         try:
             module = _batch.Module(profile.module, os_locking=profile.locking == "os")
-            library = _Library(profile.module)
+            library = _Library(_batch.__file__)  # which answers with the function list of the module
         except OSError as error:
             raise StartError("module", "", str(error), hint="check `module` in the token profile") from error
         except _batch.CryptokiError as error:
@@ -326,7 +326,7 @@ class Token:
         how = self.profile.algorithms[facts.algorithm]
         form = Form.DIGESTS if how.hashes == "host" else Form.MESSAGES
         lengths = None if form is Form.DIGESTS else struct.pack("!I", len(challenge))
-        code = 0
+        rv = item_rv = 0
         for method in self._methods(how):
             signer = _batch.Key(
                 self.module,
@@ -341,11 +341,10 @@ class Token:
             _, rv, item_rv, _ = signer.sign(session.handle, lengths, challenge, status, signature)
             if status == b"\0":
                 return LoadedKey(facts, signer, method, form, bytes(signature))
-            if rv and return_code_name(rv) != "CKR_FUNCTION_NOT_SUPPORTED":
-                name = return_code_name(rv)
-                raise TokenLost(name, f"self-test signature ({method}): {name}")
-            code = rv or item_rv
-        name = return_code_name(code)
+        # Whatever stopped a better way, the last one is every module's own: what it says is what counts.
+        if rv:
+            raise TokenLost(return_code_name(rv), f"self-test signature: {return_code_name(rv)}")
+        name = return_code_name(item_rv)
         raise Refused(
             name,
             f"key {facts.key_id.hex()} does not sign: {name}",
@@ -487,8 +486,11 @@ def _pin_error(error: str, detail: str, hint: str) -> StartError:
 
 def _code_name(error: errors.PKCS11Error) -> str:
     """The CKR name of python-pkcs11's exception: ``PinIncorrect`` is CKR_PIN_INCORRECT."""
-    if type(error) is errors.PKCS11Error:
-        return str(error) or "CKR_GENERAL_ERROR"
+    if type(error) is errors.PKCS11Error:  # a code it has no class for: it is in the text, in hex or in words
+        code = re.search(r"0x[0-9a-f]+", str(error))
+        if code:
+            return return_code_name(int(code[0], 16))
+        return "CKR_CRYPTOKI_NOT_INITIALIZED" if "not initialized" in str(error) else "CKR_GENERAL_ERROR"
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", type(error).__name__)
     return "CKR_" + "_".join(words).upper().replace("CANCELLED", "CANCELED").replace(
         "RECOGNISED", "RECOGNIZED"

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,3 +258,52 @@ def check() -> Callable[[bytes, bytes, bytes], bool]:
 def check_message() -> Callable[[bytes, bytes, bytes], bool]:
     """Verifies a signature over a message: (point, message, signature)."""
     return verifies_message
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of ``shim.c``, compiled: a module that forwards to SoftHSM2 and fails on demand."""
+    here = Path(__file__).resolve().parent
+    module = tmp_path_factory.mktemp("shim") / "shim.so"
+    headers = here.parents[1] / "pkcs11" / "native"
+    compiler = os.environ.get("CC", "cc")
+    command = [compiler, "-shared", "-fPIC", "-O1", f"-I{headers}", here / "shim.c", "-o", module]
+    subprocess.run([*command, "-ldl", "-lcrypto"], check=True)
+    return str(module)
+
+
+@pytest.fixture
+def shimmed(shim: str, token: SoftToken) -> Callable[..., dict[str, Any]]:
+    """A profile whose module is the shim, with the shim's settings in its environment."""
+
+    def make(settings: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
+        profile = token.profile(**changes)
+        environment = {**profile["environment"], "SHIM_TARGET": token.module, **(settings or {})}
+        return {**profile, "module": shim, "environment": environment}
+
+    return make
+
+
+@pytest.fixture
+def in_library() -> Callable[[SoftToken, str], str]:
+    """Runs statements with a python-pkcs11 ``session`` in a process of its own; returns what they print."""
+
+    def run(token: SoftToken, statements: str) -> str:
+        script = (
+            "import sys, pkcs11\n"
+            "from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, exceptions\n"
+            "from pkcs11.util.ec import encode_named_curve_parameters\n"
+            "token = pkcs11.lib(sys.argv[1]).get_token(token_label=sys.argv[2])\n"
+            "with token.open(rw=True, user_pin=sys.argv[3]) as session:\n"
+        ) + "".join(f"    {line}\n" for line in statements.strip().splitlines())
+        done = subprocess.run(
+            [sys.executable, "-c", script, token.module, token.label, token.pin.decode()],
+            env={**os.environ, "SOFTHSM2_CONF": str(token.config)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run

@@ -249,7 +249,7 @@ def test_key_records_are_laid_out_as_written() -> None:
 
 
 def test_a_payload_limit_holds_the_largest_request() -> None:
-    """What a server must take: 65,536 digests with signatures under a certificate; the configuration cannot go below."""
+    """What a server must take: 65,536 digests with signatures, under a certificate. No configuration goes below."""
     largest = wire._VERIFY.size + wire._KEY_LIMITS[wire.KeyKind.CERTIFICATE] + wire.MAX_ITEMS * (32 + 64)
     assert largest <= wire.MIN_PAYLOAD_LIMIT
     field = WindowSettings.__dataclass_fields__["max_payload_len"]

@@ -1,0 +1,328 @@
+"""``cloud-seal demo``: the whole appliance in one sitting, for whoever sees it for the first time.
+
+For: a real token, a real daemon, a batch job of real signatures, verified by the appliance and by somebody else's
+code; then an orderly end. ``make run`` is this.
+Not for: measuring (``bench/``), or keeping anything: its directory can be thrown away.
+
+It is a command, not a script beside the product: it types what a person would type, through the same ``main``, so
+that it shows the commands it runs and is checked and tested like them. A rack without this repository has it too.
+
+Rules:
+
+* It runs as often as one likes in the same directory: token, keys and configuration are kept, the batch is signed anew.
+* The daemon it starts, it stops: however the demonstration ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from appliance import wire
+from appliance.algorithms import SIGNATURE_LEN, PublicKey, signature_to_der
+from appliance.cli import target
+from appliance.cli.files import write_durably
+from appliance.cli.officer import spki_pem
+from appliance.cli.setup import initialise
+from appliance.cli.show import Answer, Screen, Table, fields
+from appliance.cli.signing import Hasher
+from appliance.cli.stream import SyntheticSource, job_path_of
+from appliance.cli.target import Officer, run
+from appliance.client import Client
+from appliance.errors import ApplianceError, NotFound, SignerFailed, Unavailable
+from appliance.settings import Settings, load_settings
+
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 60.0
+POLL_S: Final = 0.05
+VERIFY_ITEMS: Final = 1_024
+VERIFY_IN_FLIGHT: Final = 4
+OPENSSL_SAMPLE: Final = 25
+"""Each is a process of its own; enough to see that it is not luck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One key and what is shown with it."""
+
+    key: str
+    algorithm: str
+    openssl: tuple[str, ...]
+    """How OpenSSL is told to verify; key, signature and message files follow."""
+
+
+ACTS: Final = (Act("demo-p256", "ecdsa-p256-sha256", ("dgst", "-sha256")),)
+
+
+def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add ``demo`` to the parser."""
+    command = groups.add_parser(
+        "demo",
+        parents=parents,
+        help="show it all: token, daemon, a batch of signatures, verified by OpenSSL",
+        description="Make a demonstration token, start a daemon, sign a batch, verify it, stop the daemon.",
+    )
+    command.set_defaults(run=_demo)
+    command.add_argument(
+        "--directory", metavar="DIR", type=Path, default=Path(".demo"), help="default: %(default)s"
+    )
+    command.add_argument("--items", metavar="N", type=int, default=20_000, help="default: %(default)s")
+
+
+def _demo(args: argparse.Namespace, screen: Screen) -> Answer:
+    began_at = time.monotonic()
+    directory: Path = args.directory
+    config = directory / "appliance.yaml"
+    if shutil.which("openssl") is None:
+        raise Unavailable("OpenSSL's program is not installed", hint="apt-get install openssl")
+    screen.heading("A token and a configuration")
+    _type(screen, "init", "--directory", str(directory), "--demo-token")
+    steps = initialise(directory, demo_token=True, health=f"127.0.0.1:{_free_port()}")
+    made = sum(step["done"] == "made" for step in steps)
+    screen.note(f"{made} things made, {len(steps) - made} kept")
+    settings = load_settings(config)
+    screen.heading("The daemon")
+    with running_daemon(config, settings, screen) as daemon:
+        results = [_play(act, directory, config, settings, args.items, screen) for act in ACTS]
+        screen.heading("How the appliance is")
+        _run_command(screen, config, "status")
+        counted = _metrics(settings)
+    screen.heading("The end")
+    screen.note(
+        f"SIGTERM: what was accepted was finished; cloud-seald ended with exit code {daemon.returncode}"
+    )
+    if daemon.returncode != 0:
+        raise Unavailable(
+            f"the daemon ended with {daemon.returncode}", hint=f"see {directory / 'daemon.log'}"
+        )
+    document = {
+        "results": results,
+        "metrics": counted,
+        "daemon_exit_code": daemon.returncode,
+        "elapsed_s": round(time.monotonic() - began_at, 1),
+    }
+    return Answer(document, [_summary(results, document)])
+
+
+def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Table:
+    rows = []
+    for result in results:
+        rows += [
+            ["key", f"{result['key']} ({result['algorithm']}), made in the token, never leaves it"],
+            ["signed", f"{result['items']:,} at {result['per_second']:,.0f}/s, {result['failed']} failed"],
+            ["verified here", f"{result['verified']:,} at {result['verified_per_second']:,.0f}/s"],
+            [
+                "verified by OpenSSL",
+                f"{result['openssl_verified']} of a sample of {result['openssl_sample']}",
+            ],
+        ]
+    rows.append(["daemon", f"drained, exit code {document['daemon_exit_code']}"])
+    rows.append(["took", f"{document['elapsed_s']} s"])
+    return fields("demonstration", rows)
+
+
+# One key ----------------------------------------------------------------------------------------------------
+
+
+def _play(
+    act: Act, directory: Path, config: Path, settings: Settings, items: int, screen: Screen
+) -> dict[str, Any]:
+    screen.heading(f"A key in the token: {act.algorithm}")
+    assert settings.web.officer_socket is not None
+    officer = Officer(settings.web.officer_socket)
+    try:
+        record = officer.call("GET", "keys", act.key)
+        screen.note(f"{act.key} was made by an earlier run, in the same token")
+    except NotFound:
+        _run_command(screen, config, "key", "create", act.key, "--algorithm", act.algorithm)
+        record = officer.call("GET", "keys", act.key)
+    pem_path = directory / f"{act.key}.pem"
+    write_durably(pem_path, f"{spki_pem(record)}\n".encode())
+
+    screen.heading(f"A batch of {items:,} signatures")
+    out = directory / f"{act.key}.signatures"
+    for stale in (
+        job_path_of(out),
+        out,
+    ):  # the job file first: an output without one is refused, not continued
+        stale.unlink(missing_ok=True)
+    job = _run_command(
+        screen, config, "stream", "--key", act.key, "--synthetic", str(items), "--out", str(out), "--format", "binary"
+    )  # fmt: skip
+
+    screen.heading("Verified")
+    signatures = out.read_bytes()
+    key = PublicKey.from_spki(base64.b64decode(record["spki"]))
+    verified_s = run(_verify_all(settings, act.key, key, signatures, items, screen))
+    sample = _openssl_sample(act, pem_path, signatures, items)
+    screen.note(f"OpenSSL verified {sample} of {sample} taken from all over the batch:")
+    screen.note(f"  openssl {' '.join(act.openssl)} -verify {pem_path} -signature … …")
+    return {
+        "key": act.key,
+        "algorithm": act.algorithm,
+        "items": items,
+        "failed": job["failed"],
+        "per_second": job["per_second"],
+        "batch_latency_ms": job["batch_latency_ms"],
+        "verified": items,
+        "verified_per_second": round(items / verified_s, 1),
+        "openssl_sample": sample,
+        "openssl_verified": sample,
+    }
+
+
+async def _verify_all(
+    settings: Settings, name: str, key: PublicKey, signatures: bytes, items: int, screen: Screen
+) -> float:
+    """All of them, by the appliance (in software, from the public key); the seconds it took."""
+    hasher = Hasher(key)
+    address = f"unix:{settings.listen.unix_socket}"
+    async with await Client.connect(address, account=target.login_name()) as client:
+        done = 0
+
+        async def verify_some(firsts: Iterator[int], tell: Callable[[int], None]) -> None:
+            nonlocal done
+            for first in firsts:  # shared by all: each takes the next batch
+                last = min(first + VERIFY_ITEMS, items)
+                digests = b"".join(hasher.digest(SyntheticSource.message(i)) for i in range(first, last))
+                block = signatures[first * SIGNATURE_LEN : last * SIGNATURE_LEN]
+                verdicts = await client.verify(name, wire.digests(digests), block)
+                if verdicts.count(1) != last - first:
+                    raise SignerFailed(f"signature {first + verdicts.index(0)} is not valid")
+                done += last - first
+                tell(done)
+
+        began_at = time.perf_counter()
+        with screen.progress("verifying", items) as tell:
+            firsts = iter(range(0, items, VERIFY_ITEMS))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(VERIFY_IN_FLIGHT):
+                    group.create_task(verify_some(firsts, tell))
+        return time.perf_counter() - began_at
+
+
+def _openssl_sample(act: Act, pem_path: Path, signatures: bytes, items: int) -> int:
+    """Some signatures, evenly spread, first and last among them, by OpenSSL's own program; how many."""
+    wanted = min(OPENSSL_SAMPLE, items)
+    indices = [i * (items - 1) // max(wanted - 1, 1) for i in range(wanted)]
+    with tempfile.TemporaryDirectory() as scratch:
+        signature_path, message_path = Path(scratch, "signature"), Path(scratch, "message")
+        for index in indices:
+            raw = signatures[index * SIGNATURE_LEN : (index + 1) * SIGNATURE_LEN]
+            signature_path.write_bytes(signature_to_der(raw))
+            message_path.write_bytes(SyntheticSource.message(index))
+            done = subprocess.run(
+                ("openssl", *act.openssl, "-verify", pem_path, "-signature", signature_path, message_path),
+                capture_output=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise SignerFailed(
+                    f"OpenSSL does not verify signature {index}", hint=done.stderr.decode().strip()
+                )
+    return len(indices)
+
+
+# The daemon -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_daemon(config: Path, settings: Settings, screen: Screen) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon of our own, ready when this is entered and stopped when it is left."""
+    program = Path(sys.executable).parent / "cloud-seald"
+    command = [str(program), "--config", str(config)]
+    if os.geteuid() == 0:
+        command.append("--allow-root")  # a container knows no other user; a rack does, and must not
+    screen.note(f"$ cloud-seald {' '.join(command[1:])}")
+    log_path = config.parent / "daemon.log"
+    with log_path.open("wb") as log:
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            _wait_until_ready(daemon, settings, log_path)
+            screen.note(f"ready; its log is {log_path}")
+            yield daemon
+        finally:
+            if daemon.poll() is None:
+                daemon.send_signal(signal.SIGTERM)
+            try:
+                daemon.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+
+def _wait_until_ready(daemon: subprocess.Popen[bytes], settings: Settings, log_path: Path) -> None:
+    assert settings.web.officer_socket is not None
+    officer = Officer(settings.web.officer_socket)
+    ends_at = time.monotonic() + START_TIMEOUT_S
+    state: object = "not listening"
+    while time.monotonic() < ends_at:
+        if daemon.poll() is not None:
+            said = log_path.read_text(errors="replace").strip().splitlines()
+            raise Unavailable(
+                f"the daemon ended with {daemon.returncode} instead of starting: {said[-1] if said else 'no word'}",
+                hint=f"see {log_path}",
+            )
+        try:
+            state = officer.call("GET", "status")["state"]
+        except ApplianceError:
+            pass  # it does not listen yet
+        else:
+            if state == "ready":
+                return
+        time.sleep(POLL_S)
+    raise Unavailable(f"the daemon was not ready in {START_TIMEOUT_S:g} s: {state}", hint=f"see {log_path}")
+
+
+def _free_port() -> int:
+    """A port nobody listens on: a demonstration must not be in the way of an appliance."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _metrics(settings: Settings) -> dict[str, float]:
+    """What the daemon itself counted, as Prometheus would read it."""
+    with urllib.request.urlopen(f"http://{settings.web.health}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    counted = {}
+    for line in lines:
+        name, _, value = line.rpartition(" ")
+        if name.startswith("cloudseal_") and "_bucket" not in name:
+            counted[name] = float(value)
+    return counted
+
+
+# Typing -----------------------------------------------------------------------------------------------------
+
+
+def _type(screen: Screen, *words: str) -> None:
+    screen.note(f"$ cloud-seal {' '.join(words)}")
+
+
+def _run_command(screen: Screen, config: Path, *words: str) -> Any:
+    """Run one command as a person would; its answer's document."""
+    from appliance.cli.main import build_parser
+
+    _type(screen, *words)
+    args = build_parser().parse_args((*words, "--config", str(config)))
+    answer: Answer = args.run(args, screen)
+    screen.show(answer)
+    return answer.document
