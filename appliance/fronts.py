@@ -118,9 +118,7 @@ class Fronts:
 
     async def _start(self, index: int, listeners: Listeners) -> _Follower:
         ours, theirs = socket.socketpair()
-        listening = [
-            sock.fileno() for sock in (listeners.unix, listeners.tcp) if sock is not None
-        ]
+        listening = [sock.fileno() for sock in (listeners.unix, listeners.tcp) if sock is not None]
         numbers = [theirs.fileno(), *(sock.fileno() if sock else -1 for sock in listeners.both), index]
         try:
             process = await asyncio.create_subprocess_exec(
