@@ -131,6 +131,8 @@ void sm3_final(sm3_stream *stream, uint8_t digest[SM3_DIGEST_LEN])
 void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
               uint8_t *digests)
 {
+    if (sm3_many_in_lanes(prefix, prefix_len, messages, count, digests))
+        return;
     for (size_t i = 0; i < count; i++) {
         sm3_stream stream;
         sm3_init(&stream);
