@@ -39,6 +39,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
@@ -80,6 +81,7 @@ TICK_S: Final = 0.02
 """How often deadlines are looked at."""
 FIRST_BACK_OFF_S: Final = 0.05
 MAX_BACK_OFF_S: Final = 2.0
+CLOSE_GRACE_S: Final = 1.0
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
 DEFAULT_DEPTH: Final = 16
@@ -96,7 +98,11 @@ class Receipt(NamedTuple):
 
 
 class _Pending:
-    """A request without its answer."""
+    """A request without its answer.
+
+    It counts against the window until the server has answered or is gone, also where nobody waits for the answer any
+    more (``future`` is done): the server counts it too.
+    """
 
     __slots__ = ("deadline_at", "frame", "future", "items")
 
@@ -105,6 +111,15 @@ class _Pending:
         self.items = items
         self.deadline_at = deadline_at
         self.future = future
+
+
+class _Waiter:
+    """A call that waits for its turn and for room in the window."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self, woken: asyncio.Future[None]) -> None:
+        self.woken = woken
 
 
 class _Link(asyncio.Protocol):
@@ -117,12 +132,14 @@ class _Link(asyncio.Protocol):
         self._reader = wire.FrameReader(MAX_ANSWER_LEN)
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self.ended.set()
         self.client._lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -148,6 +165,15 @@ class _Link(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    async def wait_ended(self) -> None:
+        """After ``close``: until the socket is closed, for so long as a peer may take to answer TLS's farewell."""
+        try:
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self.ended.wait()
+        except TimeoutError:
+            if self.transport is not None:
+                self.transport.abort()
+
 
 class Client:
     """A connection to the appliance that mends itself. Make it with ``connect``; close it, or use ``async with``."""
@@ -171,9 +197,10 @@ class Client:
         self._batch_singles = batch_singles
         self._loop = asyncio.get_running_loop()
         self._link: _Link | None = None
+        self._last_link: _Link | None = None  # it may still be closing when `_link` has gone
         self._welcome: wire.Welcome | None = None
         self._welcomed = asyncio.Event()
-        self._window_freed: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Waiter] = deque()  # for the window; only the first may go on
         self._pending: dict[int, _Pending] = {}
         self._pending_items = 0
         self._ids = itertools.count(2)  # 1 is HELLO's
@@ -225,6 +252,9 @@ class Client:
             raise client._failure or DeadlineExceeded(
                 f"{address} did not answer in {deadline_s:g} s"
             ) from None
+        except asyncio.CancelledError:
+            await client.close()
+            raise
         if client._failure is not None:
             await client.close()
             raise client._failure
@@ -238,8 +268,9 @@ class Client:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._link is not None:
-            self._link.close()
+        if (link := self._last_link) is not None:
+            link.close()
+            await link.wait_ended()
 
     async def __aenter__(self) -> Self:
         return self
@@ -261,7 +292,7 @@ class Client:
         if len(digest) != DIGEST_LEN:
             raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(digest)}")
         if self._batch_singles:
-            return await self._gather(key, digest, deadline_s or self._deadline_s)
+            return await self._gather(key, digest, self._deadline_s if deadline_s is None else deadline_s)
         answer = await self.sign_batch(key, Items(Form.DIGESTS, 1, b"", digest), deadline_s=deadline_s)
         return _only_signature(answer)
 
@@ -280,7 +311,7 @@ class Client:
         deadline_s: float | None = None,
     ) -> SignedAnswer:
         """Sign up to 65,536 items in one request; look at ``failed`` and ``statuses`` of the answer."""
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
         job = job_id if job_id is not None else self._job_prefix + struct.pack("!Q", next(self._jobs))
         if len(job) != 16:
             raise BadRequest(f"a job id has 16 bytes, got {len(job)}")
@@ -308,6 +339,8 @@ class Client:
         deadline_s: float | None = None,
     ) -> AsyncGenerator[SignedAnswer, None]:
         """Sign batches as they come; answers in order of index. ``deadline_s`` holds for each batch."""
+        if depth < 1:
+            raise BadRequest(f"a stream has at least 1 batch out, got a depth of {depth}")
         job = job_id if job_id is not None else os.urandom(16)
         out: deque[asyncio.Task[SignedAnswer]] = deque()
         index = first_index
@@ -365,7 +398,10 @@ class Client:
     def _send_gathered(self, key: str, deadline_s: float) -> None:
         calls = self._gathered.pop((key, deadline_s))
         for at in range(0, len(calls), DEFAULT_BATCH_ITEMS):
-            self._spawn(self._sign_gathered(key, calls[at : at + DEFAULT_BATCH_ITEMS], deadline_s))
+            some = calls[at : at + DEFAULT_BATCH_ITEMS]
+            task = self._spawn(self._sign_gathered(key, some, deadline_s))
+            # `close` cancels the task, perhaps before its first step; the callers wait for their futures only.
+            task.add_done_callback(partial(_end_calls, some))
 
     async def _sign_gathered(
         self, key: str, calls: list[tuple[bytes, asyncio.Future[bytes]]], deadline_s: float
@@ -373,12 +409,8 @@ class Client:
         items = Items(Form.DIGESTS, len(calls), b"", b"".join(digest for digest, _ in calls))
         try:
             answer = await self.sign_batch(key, items, deadline_s=deadline_s)
-        except (ApplianceError, asyncio.CancelledError) as error:
-            # Cancelled by `close`: the callers wait for their futures and for nothing else.
-            failure = error if isinstance(error, ApplianceError) else Unavailable("the client was closed")
-            for _, future in calls:
-                if not future.done():
-                    future.set_exception(failure)
+        except ApplianceError as error:
+            _fail_calls(calls, error)
             return
         for receipt, (_, future) in zip(receipts(answer), calls, strict=True):
             if future.done():
@@ -410,7 +442,7 @@ class Client:
             kind, encoded = KeyKind.SPKI, key.spki()
         else:
             kind, encoded = KeyKind.CERTIFICATE, key
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
 
         def encode(request_id: int) -> bytes:
             left_ms = max(1, int((deadline_at - self._loop.time()) * 1_000))
@@ -435,7 +467,10 @@ class Client:
         answer = await self._status(StatusKind.APPLIANCE, (), deadline_s)
         if not isinstance(answer, bytes):
             raise ProtocolError("STATUS_ANSWER: another kind than was asked")
-        document = json.loads(answer)
+        try:
+            document = json.loads(answer)
+        except ValueError as error:
+            raise ProtocolError("STATUS_ANSWER: not JSON") from error
         if not isinstance(document, dict):
             raise ProtocolError("STATUS_ANSWER: expected a JSON object")
         return document
@@ -443,7 +478,7 @@ class Client:
     async def _status(
         self, kind: StatusKind, names: Sequence[str], deadline_s: float | None
     ) -> list[KeyRecord] | bytes:
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
         frame = await self._call(
             lambda request_id: wire.encode_status(request_id, kind, names),
             FrameType.STATUS_ANSWER,
@@ -455,7 +490,7 @@ class Client:
     async def ping(self, *, deadline_s: float | None = None) -> float:
         """Seconds there and back."""
         began_at = self._loop.time()
-        deadline_at = began_at + (deadline_s or self._deadline_s)
+        deadline_at = began_at + (self._deadline_s if deadline_s is None else deadline_s)
         await self._call(lambda request_id: wire.encode_ping(request_id), FrameType.PONG, 0, deadline_at)
         return self._loop.time() - began_at
 
@@ -470,16 +505,12 @@ class Client:
             request_id = next(self._ids)
             future: asyncio.Future[Frame] = self._loop.create_future()
             pending = _Pending(encode(request_id), items, deadline_at, future)
+            self._check_length(pending.frame)
             self._pending[request_id] = pending
             self._pending_items += items
             assert self._link is not None
             self._link.write(pending.frame)
-            try:
-                frame = await future
-            finally:
-                del self._pending[request_id]
-                self._pending_items -= items
-                self._wake_next()
+            frame = await future
             if frame.type is expected:
                 return frame
             if frame.type is not FrameType.ERROR:
@@ -489,7 +520,7 @@ class Client:
                 answer.code, answer.detail, hint=answer.hint, retry_after_ms=answer.retry_after_ms
             )
             wait_s = answer.retry_after_ms / 1_000 * random.uniform(1.0, 1.3)  # noqa: S311  # spreads retries
-            may_retry = self._retries and isinstance(error, Unavailable)
+            may_retry = self._retries and isinstance(error, Unavailable) and answer.retry_after_ms
             if not may_retry or self._loop.time() + wait_s >= deadline_at:
                 raise error
             await asyncio.sleep(wait_s)
@@ -497,24 +528,23 @@ class Client:
     async def _wait_for_window(self, items: int, deadline_at: float) -> None:
         """Until connected and the window has room; first come, first served."""
         self._check_usable(items)
-        if self._has_room(items) and not self._window_freed:
+        if not self._waiting and self._has_room(items):
             return
+        waiter = _Waiter(self._loop.create_future())
+        self._waiting.append(waiter)
         try:
             async with asyncio.timeout_at(deadline_at):
-                while not self._has_room(items):
+                while self._waiting[0] is not waiter or not self._has_room(items):
+                    waiter.woken = self._loop.create_future()
+                    await waiter.woken
                     self._check_usable(items)
-                    waiter: asyncio.Future[None] = self._loop.create_future()
-                    self._window_freed.append(waiter)
-                    try:
-                        await waiter
-                    finally:
-                        if waiter in self._window_freed:
-                            self._window_freed.remove(waiter)
         except TimeoutError:
             raise self._failure or DeadlineExceeded(
                 f"the deadline passed before the request could be sent to {self._address}"
             ) from None
-        self._wake_next()
+        finally:
+            self._waiting.remove(waiter)
+            self._wake_next()  # also where this one was cancelled after it was woken
 
     def _check_usable(self, items: int) -> None:
         if self._closed:
@@ -524,10 +554,21 @@ class Client:
         if self._welcome is not None and items > self._welcome.window_items:
             raise BadRequest(f"{items} items are more than the window of {self._welcome.window_items}")
 
+    def _check_length(self, frame: bytes) -> None:
+        """The server would answer a frame that is too long by closing the connection, for all calls."""
+        assert self._welcome is not None
+        limit = self._welcome.max_payload_len
+        if len(frame) - wire.HEADER_LEN > limit:
+            raise BadRequest(
+                f"a request of {len(frame) - wire.HEADER_LEN} bytes, the server takes {limit}",
+                hint="send smaller batches",
+            )
+
     def _has_room(self, items: int) -> bool:
         welcome = self._welcome
         return (
             welcome is not None
+            and not self._closed
             and self._welcomed.is_set()
             and self._link is not None
             and len(self._pending) < welcome.window_requests
@@ -535,22 +576,21 @@ class Client:
         )
 
     def _wake_next(self) -> None:
-        while self._window_freed:
-            waiter = self._window_freed.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if self._waiting and not self._waiting[0].woken.done():
+            self._waiting[0].woken.set_result(None)
 
     def _wake_all(self) -> None:
-        for waiter in self._window_freed:
-            if not waiter.done():
-                waiter.set_result(None)
+        for waiter in self._waiting:
+            if not waiter.woken.done():
+                waiter.woken.set_result(None)
 
     # The connection -------------------------------------------------------------------------------------
 
     def _received(self, link: _Link, frame: Frame) -> None:
-        pending = self._pending.get(frame.request_id)
+        pending = self._pending.pop(frame.request_id, None)
         if pending is not None:
+            self._pending_items -= pending.items
+            self._wake_next()
             if not pending.future.done():
                 pending.future.set_result(frame)
         elif frame.type is FrameType.WELCOME:
@@ -558,8 +598,12 @@ class Client:
             self._failure = None
             self._welcomed.set()
             # Lost with the last connection, perhaps after they were done: the same names make that safe.
-            for waiting in self._pending.values():
-                link.write(waiting.frame)
+            for request_id, waiting in list(self._pending.items()):
+                if waiting.future.done():  # nobody waits for it, and this connection has never heard of it
+                    del self._pending[request_id]
+                    self._pending_items -= waiting.items
+                else:
+                    link.write(waiting.frame)
             self._wake_all()
         elif frame.type is FrameType.ERROR and not frame.request_id:
             answer = wire.decode_error(frame.payload)
@@ -599,7 +643,9 @@ class Client:
             if isinstance(self._failure, RequestError):
                 return
             try:
-                self._link = await self._open(generation)
+                self._link = self._last_link = await self._open(generation)
+                if self._link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
+                    self._reconnect.set()
                 self._link.write(wire.encode_hello(self._hello))
                 began_at = self._loop.time()
                 await self._reconnect.wait()
@@ -648,10 +694,11 @@ class Client:
                         )
                     )
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
@@ -664,6 +711,17 @@ def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
             ItemStatus(status),
             signatures[at * SIGNATURE_LEN : (at + 1) * SIGNATURE_LEN],
         )
+
+
+def _fail_calls(calls: list[tuple[bytes, asyncio.Future[bytes]]], error: ApplianceError) -> None:
+    """End those that have not ended."""
+    for _, future in calls:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _end_calls(calls: list[tuple[bytes, asyncio.Future[bytes]]], _: object) -> None:
+    _fail_calls(calls, Unavailable("the client was closed"))
 
 
 def _only_signature(answer: SignedAnswer) -> bytes:
@@ -693,13 +751,10 @@ async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, 
 async def _in_batches(
     items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
 ) -> AsyncGenerator[Items, None]:
-    if not 1 <= batch_items <= wire.MAX_ITEMS:
-        raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
+    _check_batch_items(batch_items)
     batch: list[bytes] = []
     async with aclosing(_iterate(items)) as source:
         async for item in source:
-            if form is Form.DIGESTS and len(item) != DIGEST_LEN:
-                raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
             batch.append(item)
             if len(batch) == batch_items:
                 yield _join(batch, form)
@@ -708,8 +763,27 @@ async def _in_batches(
         yield _join(batch, form)
 
 
+def _check_batch_items(batch_items: int) -> None:
+    if not 1 <= batch_items <= wire.MAX_ITEMS:
+        raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
+
+
 def _join(batch: list[bytes], form: Form) -> Items:
+    if form is Form.DIGESTS:  # 31 and 33 bytes make 64: two digests that nobody meant
+        for item in batch:
+            if len(item) != DIGEST_LEN:
+                raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
     return wire.messages(batch) if form is Form.MESSAGES else wire.digests(b"".join(batch))
+
+
+async def _end_tasks() -> None:
+    """Let calls that were under way when the client was closed come to their end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    _, late = await asyncio.wait(tasks, timeout=1.0) if tasks else (None, set())
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 class SyncClient:
@@ -725,6 +799,8 @@ class SyncClient:
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: bool = True,
     ) -> None:
+        self._closing = threading.Lock()
+        self._ended = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cloud-seal-client", daemon=True)
         self._thread.start()
@@ -747,16 +823,27 @@ class SyncClient:
         async def run() -> T:
             return await call
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        with self._closing:  # no call gets in between the last look at the loop and its end
+            if self._ended:
+                if isinstance(call, Coroutine):
+                    call.close()
+                raise Unavailable("the client was closed")
+            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return future.result()
 
     def _end_loop(self) -> None:
+        with self._closing:
+            if self._ended:
+                return
+            self._ended = True
+        asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def close(self) -> None:
         """Unanswered calls end with ``Unavailable``."""
-        if not self._loop.is_closed():
+        if not self._ended:
             self._wait(self._client.close())
             self._end_loop()
 
@@ -814,7 +901,7 @@ class SyncClient:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():
+            if not self._ended:
                 self._wait(answers.aclose())
 
     def sign_stream(
@@ -830,6 +917,7 @@ class SyncClient:
         deadline_s: float | None = None,
     ) -> Iterator[Receipt]:
         """See ``Client.sign_stream``. ``items`` is consumed in the client's own thread."""
+        _check_batch_items(batch_items)
         iterator = iter(items)
         batches = (
             _join(batch, form) for batch in iter(lambda: list(itertools.islice(iterator, batch_items)), [])

@@ -41,6 +41,8 @@ log = logging.getLogger("appliance")
 
 MAX_PIN_LEN: Final = 255
 DRAIN_TICK_S: Final = 0.01
+UNFINISHED_TICK_S: Final = 0.2
+"""How often it is looked whether a token is back that has keys half made."""
 
 
 def load_profile(token: TokenSettings) -> TokenProfile:
@@ -181,11 +183,12 @@ class Daemon:
         """Until stopped; what was accepted is answered before this returns."""
         services = Services(self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics)
         runners: list[web.AppRunner] = []
+        bound: list[Path] = []  # socket files of ours, and of nobody else, to be removed at the end
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(pool.run(), name=name) for name, pool in self.pools.items()]
                 tasks.append(group.create_task(self._finish_unfinished_keys()))
-                await self._start_sites(services, runners)
+                await self._start_sites(services, runners, bound)
                 await self.server.start()
                 watcher = group.create_task(self.server.watch())
                 log.info("cloud-seald %s is up, verifying with %s", __version__, self.verifier.engine)
@@ -198,11 +201,13 @@ class Daemon:
         finally:
             for runner in runners:
                 await runner.cleanup()
+            for path in (*bound, *self.server.bound):
+                path.unlink(missing_ok=True)
             self._verify_threads.shutdown()
             self._hash_threads.shutdown()
             self.registry.close()
 
-    async def _start_sites(self, services: Services, runners: list[web.AppRunner]) -> None:
+    async def _start_sites(self, services: Services, runners: list[web.AppRunner], bound: list[Path]) -> None:
         settings = self._settings.web
         applications = []
         if settings.health is not None:
@@ -214,30 +219,41 @@ class Daemon:
             runners.append(runner)
             try:
                 await start_site(runner, settings, officers=officers)
+                if officers and settings.officer_socket is not None:
+                    bound.append(settings.officer_socket)
             except OSError as error:
                 raise ConfigError(f"cannot listen: {error}", hint="see web: in the configuration") from error
 
     async def _finish_unfinished_keys(self) -> None:
-        """Once each token is up: keys that a crash left half made."""
-        for name, pool in self.pools.items():
-            if not any(row[2] == name for row in self.registry.unfinished_keys()):
-                continue
-            while not pool.is_up:
-                await asyncio.sleep(0.1)
-            await self.holdings.finish_unfinished(name, pool)
+        """Once its token is up: keys that a crash, of ours or of a worker, left half made."""
+        while True:
+            await self.holdings.unfinished.wait()
+            self.holdings.unfinished.clear()
+            waiting = {row[2] for row in await asyncio.to_thread(self.registry.unfinished_keys)}
+            for name in waiting & self.pools.keys():
+                pool = self.pools[name]
+                try:
+                    if pool.is_up:
+                        await self.holdings.finish_unfinished(name, pool)
+                        continue
+                except ApplianceError as error:
+                    log.warning("keys half made on token %s: %s", name, error)
+                self.holdings.unfinished.set()  # its token is away: look again
+            await asyncio.sleep(UNFINISHED_TICK_S)
 
     async def _drain(self) -> None:
         """Finish what was accepted, refuse what comes."""
         log.info("draining: %d requests accepted and not answered", self.pipeline.live_requests)
         self.pipeline.draining = True
         self.server.stop_listening()
+        deadline_at = self.server.clock() + self._settings.times.drain_s
         try:
             async with asyncio.timeout(self._settings.times.drain_s):
                 while self.pipeline.live_requests:
                     await asyncio.sleep(DRAIN_TICK_S)
         except TimeoutError:
             log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
-        await self.server.close()
+        await self.server.close(deadline_at)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import BadRequest, NotFound
+from appliance.errors import BadRequest, NotFound, RequestError
 from appliance.policy import EVERY_KEY, Account, HeldKey
 from appliance.registry import Registry
 from appliance.wire import MAX_NAME_LEN
@@ -48,6 +48,9 @@ class Holdings:
         self._registry = registry
         self._id_source = id_source
         self._acts = asyncio.Lock()
+        self.unfinished = asyncio.Event()
+        """Set where a key's making may have been cut short; ``finish_unfinished`` is due once its token is up."""
+        self.unfinished.set()  # an earlier process may have left some
         self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
         self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
 
@@ -72,22 +75,27 @@ class Holdings:
             # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
             try:
                 public = await maker.create_key(key_id, name, algorithm)
-            except BaseException:
+            except RequestError:  # the token says no: there is no key
                 await asyncio.shield(asyncio.to_thread(self._registry.abandon_key, name))
+                raise
+            except BaseException:
+                # The worker died, or did not answer, perhaps after the token had made it: the row stays, and the
+                # token is asked, as after a crash.
+                self.unfinished.set()
                 raise
             key = await asyncio.to_thread(self._registry.finish_key, name, public)
             self._keys[name] = key
         return key
 
     async def finish_unfinished(self, token: str, maker: KeyMaker) -> None:
-        """After a start: keys whose making was cut short are there or they are not; the token knows."""
-        unfinished = [
-            row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token
-        ]
-        if not unfinished:
-            return
-        points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
-        async with self._acts:
+        """Keys whose making was cut short are there or they are not; the token knows."""
+        async with self._acts:  # no key is being made meanwhile: what is unfinished was cut short
+            unfinished = [
+                row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token
+            ]
+            if not unfinished:
+                return
+            points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
             for name, key_id, _, algorithm in unfinished:
                 point = points.get(key_id.hex(), "")
                 if point:

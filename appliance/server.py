@@ -7,7 +7,8 @@ Rules:
 
 * A permit for a frame's whole payload is taken before the payload is kept. Where there is none, the connection's
   socket is not read until there is: back-pressure reaches the client.
-* A client that does not read its answers is not read either.
+* A client that does not read its answers is not read either, and after ``frame_s`` without taking a byte it is cut
+  off: the permits that it holds are wanted by others.
 * What a connection wrote in one turn of the loop leaves in one call.
 * TCP is TLS 1.3 or nothing.
 
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.5
 """How often slow frames are looked for."""
+CLOSE_TICK_S: Final = 0.01
+CLOSE_GRACE_S: Final = 1.0
+"""For the farewells of TLS, once all answers have gone."""
 WRITE_HIGH_WATER_LEN: Final = 1 << 20
 """Answers that may wait in a socket's buffer before we stop reading from it; a window of answers is some 8 MiB."""
 _UCRED: Final = struct.Struct("3i")
@@ -94,8 +98,12 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._write_paused = False
         self._processing = False
-        self._frame_began_at = 0.0
+        self._frame_began_at = 0.0  # 0: none has begun
         self._connected_at = 0.0
+        self._unsent_len = (
+            0  # what waited to be sent when it was last looked at, and since when it has not shrunk
+        )
+        self._stuck_since = 0.0
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
 
@@ -157,6 +165,7 @@ class Connection(asyncio.Protocol):
         self._processing = True
         try:
             while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
+                self._frame_began_at = 0.0  # what follows is another frame, with as much time
                 session.frame(frame)
                 if self._reader.max_payload_len == wire.MAX_HELLO_PAYLOAD_LEN:
                     self._reader.max_payload_len = self._server.settings.window.max_payload_len
@@ -165,7 +174,10 @@ class Connection(asyncio.Protocol):
             session.fail(error)
         finally:
             self._processing = False
-        self._frame_began_at = self._server.clock() if self._reader.mid_frame else 0.0
+        if not self._reader.mid_frame:
+            self._frame_began_at = 0.0
+        elif not self._frame_began_at:
+            self._frame_began_at = self._server.clock()
         self._server.pipeline.pump()
 
     def _admit(self, header: Header) -> bool:
@@ -183,6 +195,7 @@ class Connection(asyncio.Protocol):
             return False
         self._held_len += length
         self._paused = False
+        self._frame_began_at = 0.0  # the time it waited for us is not its fault
         self._reader.unblock()
         asyncio.get_running_loop().call_soon(self._process)
         self._update_reading()
@@ -197,15 +210,33 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def check_time(self, now: float) -> None:
-        """A client gets so long for HELLO, and for a frame it has begun."""
+        """A client gets so long for HELLO, for a frame it has begun, and to take what waits for it."""
         session = self._session
+        times = self._server.settings.times
+        if self._is_stuck(now, times.frame_s):
+            log.info("a client that does not read its answers is cut off")
+            self.abort()
+            return
         if session is None or self._paused or self._write_paused:
             return
-        times = self._server.settings.times
         if session.state is State.NEW and now - self._connected_at > times.hello_s:
             session.fail(ProtocolError(f"no HELLO within {times.hello_s:g} s"))
         elif self._frame_began_at and now - self._frame_began_at > times.frame_s:
             session.fail(ProtocolError(f"a frame was not whole within {times.frame_s:g} s"))
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def _is_stuck(self, now: float, patience_s: float) -> bool:
+        """Whether bytes wait, or the end of the connection does, and nothing has moved for so long."""
+        unsent_len = self.unsent_len
+        closing = self._transport is not None and self._transport.is_closing()
+        if not (unsent_len or closing) or unsent_len < self._unsent_len or not self._stuck_since:
+            self._stuck_since = now
+        self._unsent_len = unsent_len
+        return now - self._stuck_since > patience_s
 
     # What the session sees ------------------------------------------------------------------------------
 
@@ -261,6 +292,8 @@ class WireServer:
         self.clock = clock
         self.permits = Permits(settings.window.max_buffered_len)
         self.tcp_port = 0
+        self.bound: list[Path] = []
+        """Socket files that are ours to remove."""
         self._connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
 
@@ -278,6 +311,7 @@ class WireServer:
     async def _listen_unix(self, path: Path, mode: int) -> None:
         loop = asyncio.get_running_loop()
         sock = bind_unix_socket(path, mode)
+        self.bound.append(path)
         server = await loop.create_unix_server(
             lambda: Connection(self, is_tls=False), sock=sock, backlog=self.settings.listen.backlog
         )
@@ -333,21 +367,20 @@ class WireServer:
             if connection.session is not None:
                 connection.session.goaway()
 
-    async def close(self) -> None:
-        """Close what is left, after what was written has gone."""
+    async def close(self, deadline_at: float) -> None:
+        """Close what is left, after what was written has gone, or at the deadline."""
         connections = list(self._connections)
+        while any(one.unsent_len for one in connections) and self.clock() < deadline_at:
+            await asyncio.sleep(CLOSE_TICK_S)
         for connection in connections:
             connection.close()
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(CLOSE_GRACE_S):
                 while self._connections:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(CLOSE_TICK_S)
         except TimeoutError:
             for connection in list(self._connections):
                 connection.abort()
-        path = self.settings.listen.unix_socket
-        if path is not None:
-            path.unlink(missing_ok=True)
 
 
 def bind_unix_socket(path: Path, mode: int) -> socket.socket:

@@ -158,6 +158,7 @@ class _Officers:
         fields = await _fields(request, {"name": str, "algorithm": str}, {"token": str})
         algorithm = Algorithm.from_label(fields["algorithm"])
         pool = self._pool_for(algorithm, fields.get("token"))
+        pool.check_available()  # before a row is written that only the token could settle
         key = await self._holdings.create_key(fields["name"], pool.name, algorithm, pool)
         return web.json_response(self._key_document(key), status=201)
 

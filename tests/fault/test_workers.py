@@ -286,7 +286,9 @@ def test_key_that_vanished_from_the_token_fails_and_comes_back(bench: Bench) -> 
     tokens.rename(aside)
     token_again = tokens
     token_again.mkdir()
-    token.run("softhsm2-util", "--init-token", "--free", "--label", token.label, "--pin", PIN, "--so-pin", SO_PIN)
+    token.run(
+        "softhsm2-util", "--init-token", "--free", "--label", token.label, "--pin", PIN, "--so-pin", SO_PIN
+    )
     appliance.start()
     with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:
         with pytest.raises(SignerFailed):
