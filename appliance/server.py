@@ -94,8 +94,9 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._write_paused = False
         self._processing = False
-        self._frame_began_at = 0.0
+        self._frame_began_at: float | None = None  # the first byte of a frame that is not whole yet
         self._connected_at = 0.0
+        self._closed_at: float | None = None
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
 
@@ -154,18 +155,22 @@ class Connection(asyncio.Protocol):
         session = self._session
         if session is None or self._processing:
             return
+        if session.state is State.READY:  # and not before: until WELCOME the client is a stranger
+            self._reader.max_payload_len = self._server.settings.window.max_payload_len
         self._processing = True
         try:
             while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
+                self._frame_began_at = None
                 session.frame(frame)
-                if self._reader.max_payload_len == wire.MAX_HELLO_PAYLOAD_LEN:
-                    self._reader.max_payload_len = self._server.settings.window.max_payload_len
         except ProtocolError as error:
             self._server.count_protocol_error()
             session.fail(error)
         finally:
             self._processing = False
-        self._frame_began_at = self._server.clock() if self._reader.mid_frame else 0.0
+        if not self._reader.mid_frame:
+            self._frame_began_at = None
+        elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
+            self._frame_began_at = self._server.clock()
         self._server.pipeline.pump()
 
     def _admit(self, header: Header) -> bool:
@@ -183,6 +188,7 @@ class Connection(asyncio.Protocol):
             return False
         self._held_len += length
         self._paused = False
+        self._frame_began_at = self._server.clock()  # that it waited for us is not the client's slowness
         self._reader.unblock()
         asyncio.get_running_loop().call_soon(self._process)
         self._update_reading()
@@ -197,14 +203,20 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def check_time(self, now: float) -> None:
-        """A client gets so long for HELLO, and for a frame it has begun."""
+        """A client gets so long for HELLO, for a frame it has begun, and to read what was said before a close."""
         session = self._session
-        if session is None or self._paused or self._write_paused:
+        if session is None:
             return
         times = self._server.settings.times
+        if session.state is State.CLOSED:
+            if self._closed_at is not None and now - self._closed_at > times.frame_s:
+                self.abort()  # it holds permits until it is gone, and a client that reads nothing would never go
+            return
+        if self._paused or self._write_paused:
+            return
         if session.state is State.NEW and now - self._connected_at > times.hello_s:
             session.fail(ProtocolError(f"no HELLO within {times.hello_s:g} s"))
-        elif self._frame_began_at and now - self._frame_began_at > times.frame_s:
+        elif self._frame_began_at is not None and now - self._frame_began_at > times.frame_s:
             session.fail(ProtocolError(f"a frame was not whole within {times.frame_s:g} s"))
 
     # What the session sees ------------------------------------------------------------------------------
@@ -222,6 +234,8 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """After what was written has gone."""
+        if self._closed_at is None:
+            self._closed_at = self._server.clock()
         self._flush()
         if self._transport is not None:
             self._transport.close()
