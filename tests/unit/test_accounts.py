@@ -20,6 +20,7 @@ from appliance.settings import AuthSettings
 from appliance.wire import Hello
 
 Run = Callable[[Any], Any]
+RIGHT = "correct horse"
 SETTINGS = AuthSettings(argon2_memory_kib=8, argon2_passes=1, failure_delay_s=1.0, max_failure_delay_s=8.0)
 HASH = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("correct horse")
 FINGERPRINT = "ab" * 32
@@ -64,9 +65,7 @@ class Rig:
     def count_failure(self) -> None:
         self.failures += 1
 
-    async def attempt(
-        self, password: str = "correct horse", name: str = "a", transport: Transport = UNIX
-    ) -> bool:
+    async def attempt(self, password: str = RIGHT, name: str = "a", transport: Transport = UNIX) -> bool:
         try:
             got = await self.authenticator.authenticate(Hello(1, 1, name, password), transport)
         except NotAuthenticated:
