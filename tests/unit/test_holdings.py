@@ -126,7 +126,7 @@ def test_a_refusal_frees_the_name(registry: Registry, error: Exception) -> None:
 @pytest.mark.parametrize("half", ["not done", "done, answer lost"])
 @pytest.mark.parametrize("then", ["restart", "again", "another"])
 def test_a_worker_that_dies_while_it_makes_a_key(registry: Registry, half: str, then: str) -> None:
-    """Both halves of the pair: nobody knows whether the token has made it, so it is asked before anything is dropped."""
+    """Both halves of the pair: nobody knows whether the token has made it, so it is asked before that."""
 
     async def test() -> None:
         holdings, token = Holdings(registry), Token()
