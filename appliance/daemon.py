@@ -11,6 +11,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ log = logging.getLogger("appliance")
 
 MAX_PIN_LEN: Final = 255
 DRAIN_TICK_S: Final = 0.01
+SPARE_OPEN_FILES: Final = 512
+"""For workers, listeners, the registry, officers, scrapes, and clients that are turned away."""
 UNFINISHED_TICK_S: Final = 0.2
 """How often it is looked whether a token is back that has keys half made."""
 
@@ -267,7 +270,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _allow_open_files(settings: Settings) -> None:
+    """As many as the settings promise connections; the usual soft limit of 1,024 is for programs that use select."""
+    wanted = settings.listen.max_connections + SPARE_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < wanted:
+        log.warning(
+            "only %d files may be open, too few for listen.max_connections: %d",
+            limit,
+            settings.listen.max_connections,
+        )
+
+
 async def _serve(settings: Settings) -> None:
+    _allow_open_files(settings)
     daemon = Daemon(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
