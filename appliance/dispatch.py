@@ -346,13 +346,17 @@ class Dispatcher:
         self.pump()
 
     def worker_gone(self, worker: Worker, slices: Iterable[Slice]) -> None:
-        """It has died with these slices unanswered: their parts wait again, at the head of the queue."""
+        """It has died with these slices, oldest first, unanswered: their parts wait again, at the head of the queue."""
         if worker in self._workers:
             self._workers.remove(worker)
-        for piece in reversed(list(slices)):
+        for place, piece in reversed(list(enumerate(slices))):
             self.inflight_items -= piece.count
             for part in reversed(piece.parts):
-                self._retry(part, worker)
+                if place < worker.sessions:
+                    self._retry(part, worker)
+                elif not part.work.ended:  # it was given ahead and not begun: it is no suspect
+                    self._class_of(part).put_back(part)
+                    self.queued_items += part.count
         self._up_since.pop(worker, None)
         self.pump()
 
@@ -423,12 +427,15 @@ class Dispatcher:
         if part.count == 1 and attempts >= self._settings.max_attempts:
             self._take(part, bytes((ItemStatus.FAILED,)), bytes(SIGNATURE_LEN))
             return
-        class_ = self._bulk if part.work.bulk else self._interactive
+        class_ = self._class_of(part)
         step = -(-part.count // SPLIT)
         for offset in reversed(range(0, part.count, step)):
             count = min(step, part.count - offset)
             class_.put_back(Part(part.work, part.first + offset, count, attempts, failed_at))
         self.queued_items += part.count
+
+    def _class_of(self, part: Part) -> _Class:
+        return self._bulk if part.work.bulk else self._interactive
 
     # Slices ---------------------------------------------------------------------------------------------
 
