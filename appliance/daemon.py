@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import gc
 import logging
 import os
@@ -26,7 +27,7 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
-from appliance.errors import ApplianceError, ConfigError
+from appliance.errors import ApplianceError, ConfigError, Draining
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
@@ -98,6 +99,26 @@ def check(settings: Settings) -> list[TokenProfile]:
     return profiles
 
 
+def lock_registry(path: Path) -> int:
+    """Held until the process ends: two daemons on one registry would each keep in memory what the other has changed,
+    and a disabled account would go on signing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"registry {path}: {error.strerror}", hint="check the path and its owner"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ConfigError(
+            f"registry {path} is in use", hint="is another cloud-seald running? Each needs its own"
+        ) from None
+    return lock
+
+
 class Daemon:
     """Everything that runs, in the order in which it depends on each other."""
 
@@ -105,6 +126,7 @@ class Daemon:
         profiles = check(settings)
         clock = time.monotonic
         self._settings = settings
+        self._registry_lock = lock_registry(settings.registry)
         self.registry = Registry(settings.registry)
         self.holdings = Holdings(self.registry)
         self.metrics = Metrics(profile.name for profile in profiles)
@@ -209,6 +231,7 @@ class Daemon:
             self._verify_threads.shutdown()
             self._hash_threads.shutdown()
             self.registry.close()
+            os.close(self._registry_lock)
 
     async def _start_sites(self, services: Services, runners: list[web.AppRunner], bound: list[Path]) -> None:
         settings = self._settings.web
@@ -256,6 +279,10 @@ class Daemon:
                     await asyncio.sleep(DRAIN_TICK_S)
         except TimeoutError:
             log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
+            for pool in self.pools.values():
+                pool.dispatcher.fail_all(
+                    Draining("the appliance stopped before this was done", retry_after_ms=1_000)
+                )
         await self.server.close(deadline_at)
 
 

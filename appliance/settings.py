@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -301,7 +302,7 @@ def _check(settings: Settings, path: Path) -> None:
             raise fail(
                 ("listen", "tcp"), "expected listen.tls.certificate_file and key_file: TCP is TLS only"
             )
-    if not listen.unix_socket_mode.isdecimal() or int(listen.unix_socket_mode, 8) > 0o777:
+    if not re.fullmatch("0?[0-7]{3}", listen.unix_socket_mode):
         raise fail(("listen", "unix_socket_mode"), "expected an octal mode in quotes, e.g. '0660'")
     if settings.web.health is not None and not is_loopback(split_address(settings.web.health)[0]):
         raise fail(
