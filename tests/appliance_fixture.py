@@ -34,13 +34,14 @@ from typing import Any, Self, TypeVar
 
 import pytest
 import yaml
-from appliance import wire
-from appliance.client import Client
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from appliance import wire
+from appliance.client import Client
 
 T = TypeVar("T")
 
@@ -589,7 +590,11 @@ class Appliance:
     def wire(self, account: str | None = "app", password: str = PASSWORD) -> Wire:
         """A blocking connection, welcomed unless ``account`` is None."""
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(self.socket))
+        try:
+            sock.connect(str(self.socket))
+        except OSError:
+            sock.close()
+            raise
         connection = Wire(sock)
         if account is not None:
             try:
@@ -750,7 +755,7 @@ class Bench:
         for appliance in self.made:
             try:
                 if appliance.process is not None:
-                    if appliance.process.poll() is None and appliance.token_status()["state"] == "up":
+                    if appliance.process.poll() is None and appliance.status()["state"] == "ready":
                         appliance.wait_quiet()
                     appliance.stop()
                 else:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 
 import pytest
+from appliance_fixture import PASSWORD, Appliance, Bench, RemoteToken, digests, run, until, verifies
+
 from appliance import wire
 from appliance.client import Client, SyncClient
 from appliance.errors import Unavailable
-from appliance_fixture import PASSWORD, Appliance, Bench, RemoteToken, digests, run, until, verifies
 
 COME_BACK_S = 2.0
 """The first good signature comes within that time of the backend's return."""
@@ -102,7 +105,9 @@ def test_a_stream_waits_and_goes_on(appliance: Appliance, remote: RemoteToken) -
                 assert not answer.failed and answer.first_index == 100 * len(answers)
                 answers.append(answer)
         await trouble
-        signatures = {bytes(answer.signatures)[at : at + 64] for answer in answers for at in range(0, 6_400, 64)}
+        signatures = {
+            bytes(answer.signatures)[at : at + 64] for answer in answers for at in range(0, 6_400, 64)
+        }
         assert len(signatures) == 100 * len(answers)
         for answer in answers[:: max(1, len(answers) // 10)]:
             assert verifies(key, digests(1), bytes(answer.signatures)[:64])
@@ -131,14 +136,9 @@ def test_down_at_start(bench: Bench) -> None:
 
 def test_the_token_is_down_for_some_connections_only(bench: Bench) -> None:
     """The backend hangs rather than dies: workers are killed at their deadline, starts at theirs."""
-    import os
-    import signal
-
     remote = bench.remote()
     remote.up()
-    appliance = bench.appliance(
-        remote.profile(start_timeout_s=1), signers={"slice_deadline_s": 1.0}
-    ).start()
+    appliance = bench.appliance(remote.profile(start_timeout_s=1), signers={"slice_deadline_s": 1.0}).start()
     appliance.account("app", "*")
     key = appliance.key("seal")
     with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:

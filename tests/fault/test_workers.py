@@ -10,9 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from appliance import wire
-from appliance.client import SyncClient
-from appliance.errors import Conflict, SignerFailed
 from appliance_fixture import (
     PASSWORD,
     PIN,
@@ -26,6 +23,10 @@ from appliance_fixture import (
     until_async,
     verifies,
 )
+
+from appliance import wire
+from appliance.client import SyncClient
+from appliance.errors import Conflict, SignerFailed
 
 
 def ready(bench: Bench, **settings: object) -> Appliance:

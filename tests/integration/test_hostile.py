@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from appliance_fixture import PASSWORD, Appliance, Bench, Wire, digests, rss_len, run, until, verifies
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
 from appliance import wire
 from appliance.client import SyncClient
 from appliance.errors import Busy, DeadlineExceeded, Unavailable
-from appliance_fixture import PASSWORD, Appliance, Bench, Wire, digests, rss_len, run, until, verifies
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 WINDOW = {"requests": 64, "items": 70_000, "max_buffered_len": 33_554_432, "max_payload_len": 6_500_000}
 TIMES = {"hello_s": 1.0, "frame_s": 1.5}
