@@ -34,7 +34,7 @@ lint: setup-lint  ## ruff, mypy --strict, the import contracts
 	@echo "lint-imports" && PYTHONPATH=.:pkcs11 $(BIN)/lint-imports
 
 bench: setup  ## measure, side by side with the raw loop and with p11-kit's server; writes bench/
-	@$(BIN)/python -P bench/run.py $(ARGS)
+	@$(BIN)/python bench/run.py $(ARGS)
 
 gauntlet: setup  ## the long tests: every crash point, long fuzzing, soak
 	@$(BIN)/pytest -m gauntlet $(ARGS)

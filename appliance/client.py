@@ -98,7 +98,11 @@ class Receipt(NamedTuple):
 
 
 class _Pending:
-    """A request without its answer."""
+    """A request without its answer.
+
+    It counts against the window until the server has answered or is gone, also where nobody waits for the answer any
+    more (``future`` is done): the server counts it too.
+    """
 
     __slots__ = ("deadline_at", "frame", "future", "items")
 
@@ -107,6 +111,15 @@ class _Pending:
         self.items = items
         self.deadline_at = deadline_at
         self.future = future
+
+
+class _Waiter:
+    """A call that waits for its turn and for room in the window."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self, woken: asyncio.Future[None]) -> None:
+        self.woken = woken
 
 
 class _Link(asyncio.Protocol):
@@ -187,7 +200,7 @@ class Client:
         self._last_link: _Link | None = None  # it may still be closing when `_link` has gone
         self._welcome: wire.Welcome | None = None
         self._welcomed = asyncio.Event()
-        self._window_freed: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[_Waiter] = deque()  # for the window; only the first may go on
         self._pending: dict[int, _Pending] = {}
         self._pending_items = 0
         self._ids = itertools.count(2)  # 1 is HELLO's
@@ -239,6 +252,9 @@ class Client:
             raise client._failure or DeadlineExceeded(
                 f"{address} did not answer in {deadline_s:g} s"
             ) from None
+        except asyncio.CancelledError:
+            await client.close()
+            raise
         if client._failure is not None:
             await client.close()
             raise client._failure
@@ -276,7 +292,7 @@ class Client:
         if len(digest) != DIGEST_LEN:
             raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(digest)}")
         if self._batch_singles:
-            return await self._gather(key, digest, deadline_s or self._deadline_s)
+            return await self._gather(key, digest, self._deadline_s if deadline_s is None else deadline_s)
         answer = await self.sign_batch(key, Items(Form.DIGESTS, 1, b"", digest), deadline_s=deadline_s)
         return _only_signature(answer)
 
@@ -295,7 +311,7 @@ class Client:
         deadline_s: float | None = None,
     ) -> SignedAnswer:
         """Sign up to 65,536 items in one request; look at ``failed`` and ``statuses`` of the answer."""
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
         job = job_id if job_id is not None else self._job_prefix + struct.pack("!Q", next(self._jobs))
         if len(job) != 16:
             raise BadRequest(f"a job id has 16 bytes, got {len(job)}")
@@ -323,6 +339,8 @@ class Client:
         deadline_s: float | None = None,
     ) -> AsyncGenerator[SignedAnswer, None]:
         """Sign batches as they come; answers in order of index. ``deadline_s`` holds for each batch."""
+        if depth < 1:
+            raise BadRequest(f"a stream has at least 1 batch out, got a depth of {depth}")
         job = job_id if job_id is not None else os.urandom(16)
         out: deque[asyncio.Task[SignedAnswer]] = deque()
         index = first_index
@@ -424,7 +442,7 @@ class Client:
             kind, encoded = KeyKind.SPKI, key.spki()
         else:
             kind, encoded = KeyKind.CERTIFICATE, key
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
 
         def encode(request_id: int) -> bytes:
             left_ms = max(1, int((deadline_at - self._loop.time()) * 1_000))
@@ -449,7 +467,10 @@ class Client:
         answer = await self._status(StatusKind.APPLIANCE, (), deadline_s)
         if not isinstance(answer, bytes):
             raise ProtocolError("STATUS_ANSWER: another kind than was asked")
-        document = json.loads(answer)
+        try:
+            document = json.loads(answer)
+        except ValueError as error:
+            raise ProtocolError("STATUS_ANSWER: not JSON") from error
         if not isinstance(document, dict):
             raise ProtocolError("STATUS_ANSWER: expected a JSON object")
         return document
@@ -457,7 +478,7 @@ class Client:
     async def _status(
         self, kind: StatusKind, names: Sequence[str], deadline_s: float | None
     ) -> list[KeyRecord] | bytes:
-        deadline_at = self._loop.time() + (deadline_s or self._deadline_s)
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
         frame = await self._call(
             lambda request_id: wire.encode_status(request_id, kind, names),
             FrameType.STATUS_ANSWER,
@@ -469,7 +490,7 @@ class Client:
     async def ping(self, *, deadline_s: float | None = None) -> float:
         """Seconds there and back."""
         began_at = self._loop.time()
-        deadline_at = began_at + (deadline_s or self._deadline_s)
+        deadline_at = began_at + (self._deadline_s if deadline_s is None else deadline_s)
         await self._call(lambda request_id: wire.encode_ping(request_id), FrameType.PONG, 0, deadline_at)
         return self._loop.time() - began_at
 
@@ -484,16 +505,12 @@ class Client:
             request_id = next(self._ids)
             future: asyncio.Future[Frame] = self._loop.create_future()
             pending = _Pending(encode(request_id), items, deadline_at, future)
+            self._check_length(pending.frame)
             self._pending[request_id] = pending
             self._pending_items += items
             assert self._link is not None
             self._link.write(pending.frame)
-            try:
-                frame = await future
-            finally:
-                del self._pending[request_id]
-                self._pending_items -= items
-                self._wake_next()
+            frame = await future
             if frame.type is expected:
                 return frame
             if frame.type is not FrameType.ERROR:
@@ -503,7 +520,7 @@ class Client:
                 answer.code, answer.detail, hint=answer.hint, retry_after_ms=answer.retry_after_ms
             )
             wait_s = answer.retry_after_ms / 1_000 * random.uniform(1.0, 1.3)  # noqa: S311  # spreads retries
-            may_retry = self._retries and isinstance(error, Unavailable)
+            may_retry = self._retries and isinstance(error, Unavailable) and answer.retry_after_ms
             if not may_retry or self._loop.time() + wait_s >= deadline_at:
                 raise error
             await asyncio.sleep(wait_s)
@@ -511,24 +528,23 @@ class Client:
     async def _wait_for_window(self, items: int, deadline_at: float) -> None:
         """Until connected and the window has room; first come, first served."""
         self._check_usable(items)
-        if self._has_room(items) and not self._window_freed:
+        if not self._waiting and self._has_room(items):
             return
+        waiter = _Waiter(self._loop.create_future())
+        self._waiting.append(waiter)
         try:
             async with asyncio.timeout_at(deadline_at):
-                while not self._has_room(items):
+                while self._waiting[0] is not waiter or not self._has_room(items):
+                    waiter.woken = self._loop.create_future()
+                    await waiter.woken
                     self._check_usable(items)
-                    waiter: asyncio.Future[None] = self._loop.create_future()
-                    self._window_freed.append(waiter)
-                    try:
-                        await waiter
-                    finally:
-                        if waiter in self._window_freed:
-                            self._window_freed.remove(waiter)
         except TimeoutError:
             raise self._failure or DeadlineExceeded(
                 f"the deadline passed before the request could be sent to {self._address}"
             ) from None
-        self._wake_next()
+        finally:
+            self._waiting.remove(waiter)
+            self._wake_next()  # also where this one was cancelled after it was woken
 
     def _check_usable(self, items: int) -> None:
         if self._closed:
@@ -537,6 +553,16 @@ class Client:
             raise self._failure
         if self._welcome is not None and items > self._welcome.window_items:
             raise BadRequest(f"{items} items are more than the window of {self._welcome.window_items}")
+
+    def _check_length(self, frame: bytes) -> None:
+        """The server would answer a frame that is too long by closing the connection, for all calls."""
+        assert self._welcome is not None
+        limit = self._welcome.max_payload_len
+        if len(frame) - wire.HEADER_LEN > limit:
+            raise BadRequest(
+                f"a request of {len(frame) - wire.HEADER_LEN} bytes, the server takes {limit}",
+                hint="send smaller batches",
+            )
 
     def _has_room(self, items: int) -> bool:
         welcome = self._welcome
@@ -550,22 +576,21 @@ class Client:
         )
 
     def _wake_next(self) -> None:
-        while self._window_freed:
-            waiter = self._window_freed.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if self._waiting and not self._waiting[0].woken.done():
+            self._waiting[0].woken.set_result(None)
 
     def _wake_all(self) -> None:
-        for waiter in self._window_freed:
-            if not waiter.done():
-                waiter.set_result(None)
+        for waiter in self._waiting:
+            if not waiter.woken.done():
+                waiter.woken.set_result(None)
 
     # The connection -------------------------------------------------------------------------------------
 
     def _received(self, link: _Link, frame: Frame) -> None:
-        pending = self._pending.get(frame.request_id)
+        pending = self._pending.pop(frame.request_id, None)
         if pending is not None:
+            self._pending_items -= pending.items
+            self._wake_next()
             if not pending.future.done():
                 pending.future.set_result(frame)
         elif frame.type is FrameType.WELCOME:
@@ -573,8 +598,12 @@ class Client:
             self._failure = None
             self._welcomed.set()
             # Lost with the last connection, perhaps after they were done: the same names make that safe.
-            for waiting in self._pending.values():
-                link.write(waiting.frame)
+            for request_id, waiting in list(self._pending.items()):
+                if waiting.future.done():  # nobody waits for it, and this connection has never heard of it
+                    del self._pending[request_id]
+                    self._pending_items -= waiting.items
+                else:
+                    link.write(waiting.frame)
             self._wake_all()
         elif frame.type is FrameType.ERROR and not frame.request_id:
             answer = wire.decode_error(frame.payload)
@@ -615,6 +644,8 @@ class Client:
                 return
             try:
                 self._link = self._last_link = await self._open(generation)
+                if self._link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
+                    self._reconnect.set()
                 self._link.write(wire.encode_hello(self._hello))
                 began_at = self._loop.time()
                 await self._reconnect.wait()
@@ -720,13 +751,10 @@ async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, 
 async def _in_batches(
     items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
 ) -> AsyncGenerator[Items, None]:
-    if not 1 <= batch_items <= wire.MAX_ITEMS:
-        raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
+    _check_batch_items(batch_items)
     batch: list[bytes] = []
     async with aclosing(_iterate(items)) as source:
         async for item in source:
-            if form is Form.DIGESTS and len(item) != DIGEST_LEN:
-                raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
             batch.append(item)
             if len(batch) == batch_items:
                 yield _join(batch, form)
@@ -735,8 +763,27 @@ async def _in_batches(
         yield _join(batch, form)
 
 
+def _check_batch_items(batch_items: int) -> None:
+    if not 1 <= batch_items <= wire.MAX_ITEMS:
+        raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
+
+
 def _join(batch: list[bytes], form: Form) -> Items:
+    if form is Form.DIGESTS:  # 31 and 33 bytes make 64: two digests that nobody meant
+        for item in batch:
+            if len(item) != DIGEST_LEN:
+                raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
     return wire.messages(batch) if form is Form.MESSAGES else wire.digests(b"".join(batch))
+
+
+async def _end_tasks() -> None:
+    """Let calls that were under way when the client was closed come to their end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    _, late = await asyncio.wait(tasks, timeout=1.0) if tasks else (None, set())
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 class SyncClient:
@@ -752,6 +799,8 @@ class SyncClient:
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: bool = True,
     ) -> None:
+        self._closing = threading.Lock()
+        self._ended = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cloud-seal-client", daemon=True)
         self._thread.start()
@@ -774,16 +823,27 @@ class SyncClient:
         async def run() -> T:
             return await call
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        with self._closing:  # no call gets in between the last look at the loop and its end
+            if self._ended:
+                if isinstance(call, Coroutine):
+                    call.close()
+                raise Unavailable("the client was closed")
+            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return future.result()
 
     def _end_loop(self) -> None:
+        with self._closing:
+            if self._ended:
+                return
+            self._ended = True
+        asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def close(self) -> None:
         """Unanswered calls end with ``Unavailable``."""
-        if not self._loop.is_closed():
+        if not self._ended:
             self._wait(self._client.close())
             self._end_loop()
 
@@ -841,7 +901,7 @@ class SyncClient:
                 except StopAsyncIteration:
                     return
         finally:
-            if not self._loop.is_closed():
+            if not self._ended:
                 self._wait(answers.aclose())
 
     def sign_stream(
@@ -857,6 +917,7 @@ class SyncClient:
         deadline_s: float | None = None,
     ) -> Iterator[Receipt]:
         """See ``Client.sign_stream``. ``items`` is consumed in the client's own thread."""
+        _check_batch_items(batch_items)
         iterator = iter(items)
         batches = (
             _join(batch, form) for batch in iter(lambda: list(itertools.islice(iterator, batch_items)), [])

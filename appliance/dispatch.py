@@ -3,10 +3,11 @@
 For: turning accepted work into slices and slices into signatures: coalescing, spreading, fairness, retries, bounds.
 Not for: processes and sockets (``signers``), who may sign (``policy``).
 
-Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a worker
-gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough waits,
-a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives while all workers are
-busy waits, and so the next slice is larger: batches grow under load and a lone request goes straight through.
+Theory of operation. Accepted work is cut into *parts*, which wait in a queue for each key. A *slice* is what a
+worker gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough
+waits, a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives
+while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
+straight through.
 
 Rules:
 
@@ -16,10 +17,11 @@ Rules:
 * What waits is bounded (``max_queued_items``); beyond it ``submit`` raises ``Busy`` and says when to come back.
 * Signatures come back as one block and are copied at most once; no object exists for an item.
 
-Crash story: a worker that is gone takes its slices with it. Their parts go back to the head of their queue, split,
-and no longer share a slice with anything else, so that an item that kills workers is left alone in the end and fails
-by itself. A part's results are taken once: a slice is forgotten when its worker answers or is gone, whichever is
-first. A signature made and not received is never released; nothing is released twice.
+Crash story: a worker that is gone takes its slices with it. Their parts come back split, as *suspects*: each gets an
+idle worker for itself, with no other slice beside or behind it, so that whoever dies with it dies of it. An item that
+kills workers is left alone in the end and fails by itself; what merely stood beside it is blamed once. A part's
+results are taken once: a slice is forgotten when its worker answers or is gone, whichever is first. A signature made
+and not received is never released; nothing is released twice.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -44,6 +47,8 @@ MIN_AHEAD_ITEMS: Final = 8
 another slice does."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
+MIN_ITEM_S: Final = 1e-7
+"""No token is faster; a worker whose clock says so must not make slices endless."""
 EWMA_WEIGHT: Final = 0.2
 
 
@@ -215,11 +220,6 @@ class _Class:
         queue.parts.append(part)
         queue.items += part.count
 
-    def put_back(self, part: Part) -> None:
-        queue = self.queue(part.work.key)
-        queue.parts.appendleft(part)
-        queue.items += part.count
-
     def queue(self, key: str) -> _Queue:
         queue = self._queues.get(key)
         if queue is None:
@@ -242,6 +242,9 @@ class _Class:
             self._queues.pop(queue.key, None)
 
 
+_NOBODY: Final[AbstractSet[Worker]] = frozenset()
+
+
 class Dispatcher:
     """The queue before one token and the slices with its workers. Owned by the event loop."""
 
@@ -260,6 +263,8 @@ class Dispatcher:
         self._up_since: dict[Worker, float] = {}
         self._interactive = _Class()
         self._bulk = _Class()
+        self._suspects: deque[Part] = deque()  # what came back from workers that died or gave up
+        self._confined: set[Worker] = set()  # given a suspect, and nothing more until it is answered
         self._live: dict[Work, None] = {}
         self._turn = 0
         self._item_s = FIRST_GUESS_ITEM_S
@@ -290,15 +295,13 @@ class Dispatcher:
         """The token is down: everything accepted gets that answer; what workers still hold is ignored."""
         for work in list(self._live):
             self.end(work, error)
-        self._drop_ended(self._interactive)
-        self._drop_ended(self._bulk)
+        self._drop_ended()
 
     def fail_key(self, key: str, error: ApplianceError) -> None:
         """No worker can use that key: whatever waits for it gets that answer."""
         for work in [work for work in self._live if work.key == key]:
             self.end(work, error)
-        self._drop_ended(self._interactive)
-        self._drop_ended(self._bulk)
+        self._drop_ended()
 
     def expire(self) -> None:
         """Answer whatever has passed its deadline; called a few times a second."""
@@ -307,16 +310,14 @@ class Dispatcher:
         for work in late:
             self.end(work, DeadlineExceeded("the deadline passed before all items were signed"))
         if late:
-            self._drop_ended(self._interactive)
-            self._drop_ended(self._bulk)
+            self._drop_ended()
 
     def cancel(self, works: Iterable[Work]) -> None:
         """Nobody waits for these any more."""
         for work in works:
             self._live.pop(work, None)
             work.ended = True
-        self._drop_ended(self._interactive)
-        self._drop_ended(self._bulk)
+        self._drop_ended()
 
     @property
     def live_requests(self) -> int:
@@ -328,14 +329,17 @@ class Dispatcher:
         self._live.pop(work, None)
         work.end(error)
 
-    def _drop_ended(self, class_: _Class) -> None:
-        for key in list(class_.names()):
-            queue = class_.queue(key)
-            kept = deque(part for part in queue.parts if not part.work.ended)
-            items = sum(part.count for part in kept)
-            self.queued_items -= queue.items - items
-            queue.parts, queue.items = kept, items
-            class_.drop_if_empty(queue)
+    def _drop_ended(self) -> None:
+        for class_ in (self._interactive, self._bulk):
+            for key in list(class_.names()):
+                queue = class_.queue(key)
+                queue.parts = deque(part for part in queue.parts if not part.work.ended)
+                items = sum(part.count for part in queue.parts)
+                self.queued_items -= queue.items - items
+                queue.items = items
+                class_.drop_if_empty(queue)
+        self.queued_items -= sum(part.count for part in self._suspects if part.work.ended)
+        self._suspects = deque(part for part in self._suspects if not part.work.ended)
 
     # Workers --------------------------------------------------------------------------------------------
 
@@ -345,18 +349,20 @@ class Dispatcher:
         self._up_since[worker] = self._clock()
         self.pump()
 
-    def worker_gone(self, worker: Worker, slices: Iterable[Slice]) -> None:
-        """It has died with these slices, oldest first, unanswered: their parts wait again, at the head of the queue."""
+    def worker_ends(self, worker: Worker) -> None:
+        """Its token has failed, and it ends after the answer at hand: what it were given now would only come back."""
         if worker in self._workers:
             self._workers.remove(worker)
-        for place, piece in reversed(list(enumerate(slices))):
+
+    def worker_gone(self, worker: Worker, slices: Iterable[Slice]) -> None:
+        """It has died with these slices unanswered: their parts wait again, before all others."""
+        if worker in self._workers:
+            self._workers.remove(worker)
+        self._confined.discard(worker)
+        for piece in reversed(list(slices)):
             self.inflight_items -= piece.count
             for part in reversed(piece.parts):
-                if place < worker.sessions:
-                    self._retry(part, worker)
-                elif not part.work.ended:  # it was given ahead and not begun: it is no suspect
-                    self._class_of(part).put_back(part)
-                    self.queued_items += part.count
+                self._retry(part, worker)
         self._up_since.pop(worker, None)
         self.pump()
 
@@ -373,7 +379,7 @@ class Dispatcher:
         self.inflight_items -= piece.count
         worker.outstanding -= 1
         if done:
-            self._item_s += EWMA_WEIGHT * (execution_s / done - self._item_s)
+            self._item_s = max(MIN_ITEM_S, self._item_s + EWMA_WEIGHT * (execution_s / done - self._item_s))
         if len(piece.parts) == 1 and done == piece.count:
             part = piece.parts[0]
             self._take(part, statuses, signatures)
@@ -392,9 +398,6 @@ class Dispatcher:
                 left = Part(part.work, part.first + got, part.count - got, part.attempts, part.failed_at)
                 retries.append(left)
             at += part.count
-        if retries and worker in self._workers:
-            # Its token has failed, and it ends after this answer: what it is given now would come back once more.
-            self._workers.remove(worker)
         for part in reversed(retries):
             self._retry(part, worker)
 
@@ -404,6 +407,7 @@ class Dispatcher:
         worker.outstanding -= 1
         for part in piece.parts:
             self.end(part.work, error)
+        self._drop_ended()  # they may have had more parts, which nobody waits for now
 
     def _take(self, part: Part, statuses: Buffer, signatures: Buffer) -> None:
         work = part.work
@@ -427,50 +431,77 @@ class Dispatcher:
         if part.count == 1 and attempts >= self._settings.max_attempts:
             self._take(part, bytes((ItemStatus.FAILED,)), bytes(SIGNATURE_LEN))
             return
-        class_ = self._class_of(part)
         step = -(-part.count // SPLIT)
         for offset in reversed(range(0, part.count, step)):
             count = min(step, part.count - offset)
-            class_.put_back(Part(part.work, part.first + offset, count, attempts, failed_at))
+            self._suspects.appendleft(Part(part.work, part.first + offset, count, attempts, failed_at))
         self.queued_items += part.count
-
-    def _class_of(self, part: Part) -> _Class:
-        return self._bulk if part.work.bulk else self._interactive
 
     # Slices ---------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Give waiting work to workers that have room."""
+        closed = self._place_suspects() if self._suspects or self._confined else _NOBODY
         while self._interactive or self._bulk:
-            worker = self._least_loaded()
+            worker = self._least_loaded(closed)
             if worker is None:
                 return
             piece = self._next_slice(worker)
             if piece is None:
-                self._pump_keys_not_everywhere()
+                self._pump_keys_not_everywhere(closed)
                 return
             self._send(worker, piece)
+
+    def _place_suspects(self) -> AbstractSet[Worker]:
+        """Give suspects to idle workers, one each; the workers that get nothing else for now.
+
+        Where none is idle, the least loaded one is left to become so: suspects do not starve behind other work.
+        """
+        self._confined = {worker for worker in self._confined if worker.outstanding}
+        resting: Worker | None = None
+        waiting: deque[Part] = deque()
+        while self._suspects and resting is None:
+            part = self._suspects.popleft()
+            key = part.work.key
+            able = [worker for worker in self._workers if worker.has_key(key)]
+            if self._workers and not able:
+                self._want_key(key)
+            free = [worker for worker in able if worker not in self._confined]
+            worker = min(free, key=lambda one: one.outstanding / one.sessions, default=None)
+            if worker is None or worker.outstanding:
+                waiting.append(part)
+                resting = worker
+                continue
+            self._confined.add(worker)
+            self.queued_items -= part.count
+            self._send(
+                worker, Slice(key, part.work.items.form, [part], part.count, part.work.bulk, self._clock())
+            )
+        self._suspects.extendleft(reversed(waiting))
+        return self._confined if resting is None else self._confined | {resting}
 
     def _send(self, worker: Worker, piece: Slice) -> None:
         self.inflight_items += piece.count
         worker.outstanding += 1
         worker.send(piece)
 
-    def _least_loaded(self) -> Worker | None:
+    def _least_loaded(self, closed: AbstractSet[Worker]) -> Worker | None:
         """The worker with the fewest slices for its sessions, if it has room for one more."""
         best: Worker | None = None
         least = 0.0
         ahead = 1 if self.queued_items >= MIN_AHEAD_ITEMS else 0
         for worker in self._workers:
-            if worker.outstanding < worker.sessions + ahead:
+            if worker.outstanding < worker.sessions + ahead and worker not in closed:
                 load = worker.outstanding / worker.sessions
                 if best is None or load < least:
                     best, least = worker, load
         return best
 
-    def _pump_keys_not_everywhere(self) -> None:
+    def _pump_keys_not_everywhere(self, closed: AbstractSet[Worker]) -> None:
         """The worker whose turn it was has loaded none of the keys that wait: others may have, or none."""
         for worker in self._workers:
+            if worker in closed:
+                continue
             while worker.outstanding <= worker.sessions and (piece := self._next_slice(worker)) is not None:
                 self._send(worker, piece)
         for class_ in (self._interactive, self._bulk):
@@ -505,11 +536,9 @@ class Dispatcher:
         count = 0
         while queue.parts and count < room:
             part = queue.parts[0]
-            if parts and (
-                part.attempts or parts[0].attempts or part.work.items.form is not parts[0].work.items.form
-            ):
-                break  # a suspect goes alone
-            take = min(part.count, room - count) if not part.attempts else part.count
+            if parts and part.work.items.form is not parts[0].work.items.form:
+                break
+            take = min(part.count, room - count)
             if take == part.count:
                 queue.parts.popleft()
                 parts.append(part)

@@ -22,14 +22,35 @@ from typing import Any, Final
 
 from appliance import __version__
 from appliance.algorithms import PublicKey
+from appliance.certificates import Request
 from appliance.dispatch import Work
-from appliance.errors import ApplianceError, BadRequest, Busy, DeadlineExceeded, Draining, Unavailable
+from appliance.errors import (
+    ApplianceError,
+    BadRequest,
+    Busy,
+    Conflict,
+    DeadlineExceeded,
+    Draining,
+    SignerFailed,
+    Unavailable,
+)
 from appliance.holdings import Holdings
 from appliance.policy import HeldKey, check_active, key_state, signing_key, visible_key
 from appliance.settings import TimeSettings
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
-from appliance.wire import Buffer, Form, Items, KeyKind, KeyRecord, SignRequest, StatusRequest, VerifyRequest
+from appliance.wire import (
+    Buffer,
+    Form,
+    Items,
+    ItemStatus,
+    KeyKind,
+    KeyRecord,
+    Priority,
+    SignRequest,
+    StatusRequest,
+    VerifyRequest,
+)
 
 INLINE_HASH_LEN: Final = 16_384
 """Hashing that much takes some 40 µs with SM3: less than a hop to a thread and back."""
@@ -97,6 +118,46 @@ class Pipeline:
             work.items = self._hashed(key, items)
         pool.submit(work)
         return work
+
+    async def sign_message(self, key: HeldKey, message: bytes) -> bytes:
+        """Sign one message for an officer (a certificate request, a certificate): r ‖ s."""
+        self._check_draining()
+        if key.disabled:
+            raise Conflict(
+                f"key {key.name!r} is disabled", hint="cloud-seal key enable, once the reason is gone"
+            )
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Work] = loop.create_future()
+
+        def on_end(work: Work) -> None:
+            if not ended.done():
+                ended.set_result(work)
+
+        pool = self._pool(key)
+        items = Items(Form.MESSAGES, 1, len(message).to_bytes(4, "big"), message)
+        if not pool.hashes_itself(key.public.algorithm):
+            items = self._hashed(key, items)
+        now = self._clock()
+        pool.submit(Work(key.name, items, Priority.INTERACTIVE, now, self.deadline_at(0, now), on_end))
+        pool.dispatcher.pump()
+        work = await ended
+        if work.error is not None:
+            raise work.error
+        if work.statuses[0] != ItemStatus.SIGNED:
+            raise SignerFailed(f"the token did not sign with key {key.name!r}", hint="see the daemon's log")
+        signature = bytes(work.signatures)
+        digest = items.data if items.form is Form.DIGESTS else self._hashed(key, items).data
+        if self._verifier.verify(key.public, digest, signature) != b"\1":
+            raise SignerFailed(
+                f"the signature of key {key.name!r} does not verify", hint="is the right token in?"
+            )
+        return signature
+
+    def proves_possession(self, request: Request) -> bool:
+        """Whether a certificate request is signed by the key it is for."""
+        length = len(request.signed).to_bytes(4, "big")
+        digest = self._verifier.digest(request.public, length, request.signed)
+        return self._verifier.verify(request.public, digest, request.signature) == b"\1"
 
     def pump(self) -> None:
         """Give what was accepted to workers that have room."""

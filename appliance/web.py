@@ -1,7 +1,7 @@
 """HTTP: health and metrics on loopback TCP, the officers' interface on a Unix socket.
 
-For: ``/healthz`` (the process lives), ``/readyz`` (it can sign), ``/metrics``; and ``/v1/…`` in JSON for keys and
-accounts, which ``cloud-seal key …`` and ``cloud-seal account …`` use.
+For: ``/healthz`` (the process lives), ``/readyz`` (it can sign), ``/metrics``; and ``/v1/…`` in JSON for keys,
+certificates and accounts, which ``cloud-seal key …``, ``ca …`` and ``account …`` use.
 Not for: sealing, which has its own protocol.
 
 Security note: the officers' socket has mode 0600 and its peer must be root, the daemon's own user or listed in
@@ -14,17 +14,22 @@ import base64
 import json
 import os
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
+from asn1crypto.x509 import Name
 
+from appliance import certificates
 from appliance.accounts import Authenticator
-from appliance.algorithms import Algorithm
-from appliance.errors import ApplianceError, BadRequest, Denied, NotFound, Unavailable
+from appliance.algorithms import Algorithm, PublicKey
+from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, Unavailable
+from appliance.fronts import Fronts
 from appliance.holdings import Holdings
-from appliance.metrics import Metrics
+from appliance.metrics import Metrics, merge_pages
 from appliance.pipeline import Pipeline
 from appliance.policy import Account, HeldKey
 from appliance.server import bind_unix_socket, peer_uid
@@ -49,6 +54,17 @@ class Services:
     pipeline: Pipeline
     authenticator: Authenticator
     metrics: Metrics
+    fronts: Fronts
+
+    async def status(self) -> dict[str, Any]:
+        """The leading front's status; those of the others under ``fronts``."""
+        status = self.pipeline.appliance_status()
+        others = await self.fronts.ask("status")
+        if others:
+            status["fronts"] = others
+            if status["state"] == "ready" and any(other["state"] != "ready" for other in others):
+                status["state"] = "degraded"
+        return status
 
 
 def health_application(services: Services) -> web.Application:
@@ -58,11 +74,13 @@ def health_application(services: Services) -> web.Application:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        status = services.pipeline.appliance_status()
+        status = await services.status()
         return web.json_response(status, status=200 if status["state"] == "ready" else 503)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=services.metrics.page(), content_type="text/plain", charset="utf-8")
+        others = [answer["page"].encode() for answer in await services.fronts.ask("metrics")]
+        page = merge_pages([services.metrics.page(), *others]) if others else services.metrics.page()
+        return web.Response(body=page, content_type="text/plain", charset="utf-8")
 
     application = web.Application(client_max_size=MAX_BODY_LEN)
     application.router.add_get("/healthz", healthz)
@@ -130,6 +148,9 @@ class _Officers:
         router.add_post("/v1/keys", self._create_key)
         router.add_get("/v1/keys/{name}", self._key)
         router.add_post("/v1/keys/{name}/{act:disable|enable}", self._switch_key)
+        router.add_post("/v1/keys/{name}/request", self._request)
+        router.add_post("/v1/keys/{name}/self-signed", self._self_signed)
+        router.add_post("/v1/keys/{name}/issue", self._issue)
         router.add_get("/v1/accounts", self._accounts)
         router.add_post("/v1/accounts", self._create_account)
         router.add_post("/v1/accounts/{name}/password", self._set_password)
@@ -138,7 +159,7 @@ class _Officers:
         router.add_delete("/v1/accounts/{name}/grants/{key}", self._revoke)
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._services.pipeline.appliance_status())
+        return web.json_response(await self._services.status())
 
     # Keys
 
@@ -165,6 +186,60 @@ class _Officers:
         disabled = request.match_info["act"] == "disable"
         key = await self._holdings.set_key_disabled(key.name, disabled, pool)
         return web.json_response(self._key_document(key))
+
+    # Certificates
+
+    async def _request(self, request: web.Request) -> web.Response:
+        """A PKCS#10 request for a key, signed by it."""
+        fields = await _fields(request, {"subject": str}, {})
+        key = self._find_key(request.match_info["name"])
+        to_sign = certificates.request_to_sign(certificates.parse_subject(fields["subject"]), key.public)
+        signature = await self._services.pipeline.sign_message(key, to_sign)
+        der = certificates.assemble_request(to_sign, key.public, signature)
+        return web.json_response({"request": certificates.to_pem("CERTIFICATE REQUEST", der)}, status=201)
+
+    async def _self_signed(self, request: web.Request) -> web.Response:
+        """The root certificate of a demonstration CA whose key this is."""
+        fields = await _fields(request, {"subject": str}, {"days": int})
+        key = self._find_key(request.match_info["name"])
+        subject = certificates.parse_subject(fields["subject"])
+        return await self._certify(key, subject, key.public, subject, fields.get("days", 3_650), is_ca=True)
+
+    async def _issue(self, request: web.Request) -> web.Response:
+        """A signer's certificate from the demonstration CA whose key this is, for a PKCS#10 request."""
+        fields = await _fields(request, {"request": str, "issuer_certificate": str}, {"days": int})
+        key = self._find_key(request.match_info["name"])
+        issuer = fields["issuer_certificate"].encode()
+        if PublicKey.from_certificate(certificates.to_der(issuer)) != key.public:
+            raise Conflict(
+                f"the issuer's certificate is not of key {key.name!r}", hint="give the CA's own certificate"
+            )
+        wanted = certificates.parse_request(fields["request"].encode())
+        if not self._services.pipeline.proves_possession(wanted):
+            raise BadRequest(
+                "the request's signature does not verify", hint="it must be signed by the key it is for"
+            )
+        name = certificates.subject_of(issuer)
+        return await self._certify(
+            key, name, wanted.public, wanted.subject, fields.get("days", 365), is_ca=False
+        )
+
+    async def _certify(
+        self, key: HeldKey, issuer: Name, public: PublicKey, subject: Name, days: int, *, is_ca: bool
+    ) -> web.Response:
+        to_sign = certificates.certificate_to_sign(
+            public=public,
+            subject=subject,
+            issuer=issuer,
+            issuer_public=key.public,
+            serial=int.from_bytes(secrets.token_bytes(certificates.SERIAL_LEN), "big") >> 1 | 1,
+            not_before=datetime.now(UTC),
+            days=days,
+            is_ca=is_ca,
+        )
+        signature = await self._services.pipeline.sign_message(key, to_sign)
+        der = certificates.assemble_certificate(to_sign, key.public, signature)
+        return web.json_response({"certificate": certificates.to_pem("CERTIFICATE", der)}, status=201)
 
     def _find_key(self, name: str) -> HeldKey:
         key = self._holdings.keys.get(name)

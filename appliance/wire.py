@@ -18,7 +18,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from appliance.algorithms import DIGEST_LEN, MAX_CERTIFICATE_LEN, MAX_SPKI_LEN, SIGNATURE_LEN
-from appliance.errors import ApplianceError, ProtocolError
+from appliance.errors import ApplianceError, BadRequest, ProtocolError
 
 VERSION: Final = 1
 MAGIC: Final = b"CLDSEAL\0"
@@ -29,6 +29,9 @@ MAX_PASSWORD_LEN: Final = 1_024
 MAX_PING_LEN: Final = 64
 MAX_STATUS_NAMES: Final = 1_024
 MAX_HELLO_PAYLOAD_LEN: Final = 4_096
+MAX_ERROR_TEXT_LEN: Final = 1_024
+MAX_KEY_RECORDS: Final = 65_535
+JOB_ID_LEN: Final = 16
 MIN_PAYLOAD_LIMIT: Final = MAX_ITEMS * (DIGEST_LEN + SIGNATURE_LEN) + MAX_CERTIFICATE_LEN + 4_096
 """What a server must take at least: MAX_ITEMS digests with their signatures, a key and a header."""
 
@@ -43,6 +46,9 @@ _STATUS: Final = struct.Struct("!BBH")
 _KEY_RECORD: Final = struct.Struct("!BBBH")
 _ERROR: Final = struct.Struct("!HHHHI")
 HEADER_LEN: Final = _HEADER.size
+PINNED_RATIO: Final = 4
+"""A payload is a view only where the buffer behind it is at most so many times as long: a permit counts payloads,
+and a view pins a whole buffer. Copying what is shorter costs less than the frame's other work."""
 
 Buffer = bytes | bytearray | memoryview
 """Whatever holds bytes; ``collections.abc.Buffer`` is Python 3.12's."""
@@ -289,7 +295,9 @@ class FrameReader:
             self._header = header
             return None
         self._header = None
-        payload = memoryview(self._buffer)[self._position : end]
+        payload: Buffer = memoryview(self._buffer)[self._position : end]
+        if len(payload) * PINNED_RATIO < len(self._buffer):
+            payload = bytes(payload)  # whoever keeps it must not keep all that came with it
         if end == len(self._buffer):
             self._buffer, self._position = b"", 0
         else:
@@ -328,9 +336,16 @@ def _name(data: Buffer, what: str) -> str:
     return _text(data, what)
 
 
+def _encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate: bytes from a terminal that were no UTF-8
+        raise ProtocolError(f"{what}: not UTF-8") from error
+
+
 def encode_name(name: str, what: str) -> bytes:
     """A name as the wire has it: 1 to 64 bytes of UTF-8."""
-    encoded = name.encode()
+    encoded = _encoded(name, what)
     if not 1 <= len(encoded) <= MAX_NAME_LEN:
         raise ProtocolError(f"{what}: {len(encoded)} bytes, expected 1 to {MAX_NAME_LEN}")
     return encoded
@@ -342,7 +357,7 @@ def encode_name(name: str, what: str) -> bytes:
 def encode_hello(hello: Hello) -> bytes:
     """A HELLO frame; it has request id 1, for it is the first request."""
     account = encode_name(hello.account, "account")
-    password = hello.password.encode()
+    password = _encoded(hello.password, "password")
     if len(password) > MAX_PASSWORD_LEN:
         raise ProtocolError(f"password: {len(password)} bytes, expected at most {MAX_PASSWORD_LEN}")
     head = _HELLO.pack(MAGIC, hello.min_version, hello.max_version, len(password), len(account), 0)
@@ -372,7 +387,7 @@ def encode_welcome(request_id: int, welcome: Welcome) -> bytes:
     head = _WELCOME.pack(
         welcome.version, 0, 0, welcome.window_requests, welcome.window_items, welcome.max_payload_len
     )
-    return encode_frame(FrameType.WELCOME, request_id, head, welcome.server.encode()[:MAX_NAME_LEN])
+    return encode_frame(FrameType.WELCOME, request_id, head, _cut(welcome.server, MAX_NAME_LEN))
 
 
 def decode_welcome(payload: Buffer) -> Welcome:
@@ -408,6 +423,18 @@ def _check_count(count: int, what: str) -> None:
         raise ProtocolError(f"{what}: {count} items, expected 1 to {MAX_ITEMS}")
 
 
+def _check_items(items: Items, what: str) -> None:
+    """What a decoder would refuse is not sent: the peer would answer it by closing the connection."""
+    _check_count(items.count, what)
+    if items.form is Form.DIGESTS:
+        fits = not items.lengths and len(items.data) == items.count * DIGEST_LEN
+    else:
+        fits = len(items.lengths) == items.count * 4
+        fits = fits and len(items.data) == sum(struct.unpack(f"!{items.count}I", items.lengths))
+    if not fits:
+        raise ProtocolError(f"{what}: the block of {items.count} items has another length")
+
+
 def _decode_items(form_number: int, count: int, body: Buffer, what: str) -> Items:
     if form_number == Form.DIGESTS:
         if len(body) != count * DIGEST_LEN:
@@ -435,7 +462,9 @@ def _decode_items(form_number: int, count: int, body: Buffer, what: str) -> Item
 def encode_sign(request_id: int, request: SignRequest) -> bytes:
     """A SIGN frame."""
     items = request.items
-    _check_count(items.count, "SIGN")
+    _check_items(items, "SIGN")
+    if len(request.job_id) != JOB_ID_LEN or not 0 <= request.first_index <= 2**64 - items.count:
+        raise ProtocolError(f"SIGN: expected a job id of {JOB_ID_LEN} bytes and indices of 64 bits")
     key = encode_name(request.key, "SIGN: key")
     head = _SIGN.pack(
         request.job_id,
@@ -469,6 +498,9 @@ def decode_sign(payload: Buffer) -> SignRequest:
     return SignRequest(job_id, first_index, deadline_ms, _PRIORITIES[priority], key, items)
 
 
+_ITEM_STATUSES: Final = bytes(ItemStatus)
+
+
 def encode_signed(request_id: int, answer: SignedAnswer) -> bytes:
     """A SIGNED frame."""
     head = _SIGNED.pack(answer.job_id, answer.first_index, answer.count, answer.failed)
@@ -483,8 +515,13 @@ def decode_signed(payload: Buffer) -> SignedAnswer:
     _check_count(count, "SIGNED")
     if failed > count or len(payload) != _SIGNED.size + count * (1 + SIGNATURE_LEN):
         raise ProtocolError("SIGNED: its lengths do not add up")
+    if first_index + count > 2**64:
+        raise ProtocolError("SIGNED: the indices go beyond 64 bits")
     split = _SIGNED.size + count
-    return SignedAnswer(job_id, first_index, count, failed, payload[_SIGNED.size : split], payload[split:])
+    statuses = bytes(payload[_SIGNED.size : split])
+    if statuses.count(ItemStatus.SIGNED) != count - failed or statuses.strip(_ITEM_STATUSES):
+        raise ProtocolError("SIGNED: its statuses do not add up")
+    return SignedAnswer(job_id, first_index, count, failed, statuses, payload[split:])
 
 
 # VERIFY, VERIFIED -------------------------------------------------------------------------------------------
@@ -499,7 +536,9 @@ _KEY_LIMITS: Final = {
 def encode_verify(request_id: int, request: VerifyRequest) -> bytes:
     """A VERIFY frame."""
     items = request.items
-    _check_count(items.count, "VERIFY")
+    _check_items(items, "VERIFY")
+    if len(request.signatures) != items.count * SIGNATURE_LEN:
+        raise ProtocolError(f"VERIFY: {items.count} items have {len(request.signatures)} bytes of signatures")
     if not 1 <= len(request.key) <= _KEY_LIMITS[request.key_kind]:
         raise ProtocolError(f"VERIFY: a key of {len(request.key)} bytes is over its limit")
     head = _VERIFY.pack(request.deadline_ms, items.count, items.form, request.key_kind, len(request.key))
@@ -531,7 +570,10 @@ def decode_verify(payload: Buffer) -> VerifyRequest:
 
 def encode_verified(request_id: int, statuses: bytes) -> bytes:
     """A VERIFIED frame from a byte an item: 1 valid, 0 not."""
-    head = _VERIFIED.pack(len(statuses), len(statuses) - statuses.count(1))
+    invalid = statuses.count(0)
+    if invalid + statuses.count(1) != len(statuses):
+        raise ProtocolError("VERIFIED: a status is neither 1 nor 0")
+    head = _VERIFIED.pack(len(statuses), invalid)
     return encode_frame(FrameType.VERIFIED, request_id, head, statuses)
 
 
@@ -556,8 +598,10 @@ def decode_verified(payload: Buffer) -> bytes:
 
 def encode_status(request_id: int, kind: StatusKind, names: Sequence[str] = ()) -> bytes:
     """A STATUS frame."""
-    if len(names) > MAX_STATUS_NAMES:
-        raise ProtocolError(f"STATUS: {len(names)} names, expected at most {MAX_STATUS_NAMES}")
+    if len(names) > MAX_STATUS_NAMES or (kind is StatusKind.APPLIANCE and names):
+        raise ProtocolError(
+            f"STATUS: {len(names)} names, expected at most {MAX_STATUS_NAMES}, none for APPLIANCE"
+        )
     encoded = [encode_name(name, "STATUS: name") for name in names]
     parts = [part for name in encoded for part in (bytes((len(name),)), name)]
     return encode_frame(FrameType.STATUS, request_id, _STATUS.pack(kind, 0, len(names)), *parts)
@@ -600,6 +644,8 @@ def encode_key_records(request_id: int, records: Iterable[KeyRecord]) -> bytes:
         parts.append(_KEY_RECORD.pack(record.state, record.algorithm, len(name), len(record.spki)))
         parts.extend((name, record.spki))
         count += 1
+    if count > MAX_KEY_RECORDS:
+        raise BadRequest(f"{count} keys are more than one answer holds", hint="ask for keys by name")
     return encode_frame(FrameType.STATUS_ANSWER, request_id, _STATUS.pack(StatusKind.KEYS, 0, count), *parts)
 
 
@@ -615,6 +661,8 @@ def decode_status_answer(payload: Buffer) -> list[KeyRecord] | bytes:
     kind, count = _status_head(payload, "STATUS_ANSWER")
     position = _STATUS.size
     if kind is StatusKind.APPLIANCE:
+        if count:
+            raise ProtocolError("STATUS_ANSWER: records where a document was announced")
         return bytes(payload[position:])
     records = []
     for _ in range(count):
@@ -649,14 +697,15 @@ def check_echo(echo: Buffer) -> bytes:
 
 
 def encode_error(request_id: int, error: ApplianceError) -> bytes:
-    """An ERROR frame. Texts are cut at 1,024 bytes: they are for people."""
-    detail, hint = _cut(error.detail), _cut(error.hint)
+    """An ERROR frame. Texts are cut: they are for people."""
+    detail, hint = _cut(error.detail, MAX_ERROR_TEXT_LEN), _cut(error.hint, MAX_ERROR_TEXT_LEN)
     head = _ERROR.pack(error.wire_code, len(detail), len(hint), 0, min(error.retry_after_ms, 2**32 - 1))
     return encode_frame(FrameType.ERROR, request_id, head, detail, hint)
 
 
-def _cut(text: str) -> bytes:
-    return text.encode("utf-8", "replace")[:1024].decode("utf-8", "ignore").encode()
+def _cut(text: str, max_len: int) -> bytes:
+    """At most so many bytes of UTF-8, and no half character at the end."""
+    return text.encode("utf-8", "replace")[:max_len].decode("utf-8", "ignore").encode()
 
 
 def decode_error(payload: Buffer) -> ErrorAnswer:

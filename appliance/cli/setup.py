@@ -59,7 +59,7 @@ SOFTHSM2_MODULES: Final = (
 )
 PIN_BYTES: Final = 16
 """128 bits: the token slows no guesses, and its files may be copied."""
-TOKEN_TOOL_TIMEOUT_S: Final = 60
+TOKEN_TOOL_TIMEOUT_S: Final = 60.0
 
 
 def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -254,7 +254,11 @@ def _initialise_softhsm2(conf: Path, so_pin: str, pin: str) -> None:
 
 
 def _answer_prompts(
-    command: Sequence[str], environment: dict[str, str], prompt: bytes, answers: Sequence[str]
+    command: Sequence[str],
+    environment: dict[str, str],
+    prompt: bytes,
+    answers: Sequence[str],
+    timeout_s: float = TOKEN_TOOL_TIMEOUT_S,
 ) -> tuple[int, str]:
     """Run a program that asks on its terminal; its exit status and what it said."""
     master, slave = pty.openpty()
@@ -270,7 +274,7 @@ def _answer_prompts(
         os.close(slave)
         slave = -1
         said, asked = b"", 0
-        while chunk := _read_terminal(master, TOKEN_TOOL_TIMEOUT_S):
+        while chunk := _read_terminal(master, timeout_s):
             said += chunk
             while asked < min(said.count(prompt), len(answers)):
                 os.write(master, f"{answers[asked]}\n".encode())

@@ -616,7 +616,7 @@ def _summary(out: Path, job: Job, key: PublicKey, tally: Tally, args: argparse.N
         rows.append(["first failed", ", ".join(map(str, tally.failed_indices))])
     if tally.items:
         rows.append(["throughput", f"{tally.per_second:,.0f} signatures/s in {tally.elapsed_s:.2f} s"])
-        shown = ", ".join(f"{name} {value:g}" for name, value in latencies.items())
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in latencies.items())
         rows.append(["latency", f"{shown} ms, batches of {args.batch}, {args.in_flight} in flight"])
     rows.append(["output", str(out)])
     return Answer(document, [fields("batch job", rows)], exit_code=1 if job.failed else 0)

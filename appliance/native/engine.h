@@ -25,8 +25,6 @@ typedef enum { ENGINE_OPENSSL, ENGINE_SCALAR, ENGINE_LANES } engine_kind;
 
 typedef struct engine engine;
 
-/* The fastest kind this processor has. */
-engine_kind engine_best(void);
 bool engine_supported(engine_kind kind);
 
 engine *engine_new(engine_kind kind, size_t max_table_bytes);

@@ -23,27 +23,6 @@ static const sm2_affine SM2_GENERATOR = {
     {{0xc1354e593c2d0ddd, 0xc1f5e5788d3295fa, 0x8d4cfb066e2a48f8, 0x63cd65d481d735bd}},
 };
 
-/* Does x || y, 32 big-endian bytes each, lie on the curve? If so, *point is set. (The curve has no point with
- * both coordinates zero, so the usual stand-in for infinity is refused as well.) */
-static inline uint64_t sm2_affine_load(sm2_affine *point, const uint8_t bytes[64])
-{
-    u256 x, y;
-    sm2_fe left, right, t;
-    u256_load(&x, bytes);
-    u256_load(&y, bytes + 32);
-    uint64_t in_range = u256_less(&x, &SM2_P) & u256_less(&y, &SM2_P);
-    sm2_fe_enter(&point->x, &x);
-    sm2_fe_enter(&point->y, &y);
-    sm2_fe_square(&left, &point->y);
-    sm2_fe_square(&right, &point->x);
-    sm2_fe_mul(&right, &right, &point->x);
-    sm2_fe_double(&t, &point->x);
-    sm2_fe_add(&t, &t, &point->x);
-    sm2_fe_sub(&right, &right, &t);
-    sm2_fe_add(&right, &right, &SM2_FE_B);
-    return in_range & u256_equal(&left, &right);
-}
-
 /* r = 2a, also for infinity. There is no point of order two. */
 static inline void sm2_double(sm2_jacobian *r, const sm2_jacobian *a)
 {

@@ -9,6 +9,25 @@
 
 enum { SHARED_INVERSION = 512 }; /* additions that share one: more would not be faster, only larger */
 
+uint64_t sm2_affine_load(sm2_affine *point, const uint8_t bytes[64])
+{
+    u256 x, y;
+    sm2_fe left, right, t;
+    u256_load(&x, bytes);
+    u256_load(&y, bytes + 32);
+    uint64_t in_range = u256_less(&x, &SM2_P) & u256_less(&y, &SM2_P);
+    sm2_fe_enter(&point->x, &x);
+    sm2_fe_enter(&point->y, &y);
+    sm2_fe_square(&left, &point->y);
+    sm2_fe_square(&right, &point->x);
+    sm2_fe_mul(&right, &right, &point->x);
+    sm2_fe_double(&t, &point->x);
+    sm2_fe_add(&t, &t, &point->x);
+    sm2_fe_sub(&right, &right, &t);
+    sm2_fe_add(&right, &right, &SM2_FE_B);
+    return in_range & u256_equal(&left, &right);
+}
+
 void sm2_fe_invert_public(sm2_fe *r, const sm2_fe *a)
 {
     sm2_fe_invert(r, a);

@@ -51,6 +51,10 @@ static inline uint64_t sm2_comb_digit(const sm2_comb_digits *digits, int i, int 
     return negative;
 }
 
+/* Does x || y, 32 big-endian bytes each, lie on the curve? If so, *point is set. (The curve has no point with
+ * both coordinates zero, so the usual stand-in for infinity is refused as well.) */
+uint64_t sm2_affine_load(sm2_affine *point, const uint8_t bytes[64]);
+
 /* 1/a for a public a != 0, in variable time. */
 void sm2_fe_invert_public(sm2_fe *r, const sm2_fe *a);
 

@@ -8,19 +8,15 @@ Exit codes: 0 the job is complete, 77 it was cut short.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
 import os
 import sys
 from pathlib import Path
 
+import stand_in  # beside this file
+
 from appliance.cli import stream
 from appliance.cli.signing import Hasher
-
-spec = importlib.util.spec_from_file_location("stand_in", Path(__file__).with_name("stand_in.py"))
-assert spec is not None and spec.loader is not None
-stand_in = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stand_in)
 
 out, form, items, end_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 steps = itertools.count(1)

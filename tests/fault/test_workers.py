@@ -26,7 +26,7 @@ from appliance_fixture import (
 
 from appliance import wire
 from appliance.client import SyncClient
-from appliance.errors import Conflict, SignerFailed
+from appliance.errors import Conflict, SignerFailed, Unavailable
 
 
 def ready(bench: Bench, **settings: object) -> Appliance:
@@ -247,9 +247,11 @@ def test_pin_rotated_while_workers_run(bench: Bench) -> None:
         client.sign("seal", digests(1))
         kill(second)
         until("the token is given up", lambda: not appliance.token_status()["workers"])
-    with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:
-        with pytest.raises(Exception, match="pin_refused"):
-            client.sign("seal", digests(1), deadline_s=5)
+    with (
+        SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client,
+        pytest.raises(Unavailable, match="pin_refused"),
+    ):
+        client.sign("seal", digests(1), deadline_s=5)
     until("nothing starts any more", lambda: not appliance.worker_pids())
     assert pin_failures(appliance) == 1
     appliance.set_pin(PIN)

@@ -1,0 +1,217 @@
+"""The daemon end to end: a real ``cloud-seald`` before a token, driven through the client library.
+
+Each function runs one measurement and returns a dict like those of ``peers.py``. The client and the daemon share the
+machine's cores, as do the raw loops' processes: nothing here is measured against an idle second machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+import yaml
+
+from appliance import wire
+from appliance.client import Client
+
+START_S = 30
+KEY = "bench"
+ACCOUNT = "bench"
+
+Measurement = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """A daemon that runs, with one key and one account."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    key_id: bytes
+    algorithm: str
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return f"unix:{self.folder / 'run' / 'cloud-seal.sock'}"
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time used so far by the front and by its workers together."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return {"front": _cpu_s(pid), "workers": sum(_cpu_s(int(child)) for child in children)}
+
+
+@contextlib.contextmanager
+def running(profile: dict[str, Any], pin: str, algorithm: str, **settings: Any) -> Iterator[Appliance]:
+    """Start the daemon before the profile's token, make a key and an account; stop it by SIGTERM."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pin").write_text(pin)
+        (folder / "pin").chmod(0o600)
+        (folder / "token.yaml").write_text(yaml.safe_dump(profile))
+        document = {
+            "tokens": [{"profile": "token.yaml", "pin_file": "pin"}],
+            "web": {"health": None},
+            "log_level": "warning",
+            **settings,
+        }
+        (folder / "appliance.yaml").write_text(yaml.safe_dump(document))
+        program = Path(sys.executable).parent / "cloud-seald"
+        process = subprocess.Popen([program, "--config", folder / "appliance.yaml", "--allow-root"])
+        try:
+            officer = folder / "run" / "officer.sock"
+            _until(lambda: _call(officer, "GET", "/v1/status")[1]["state"] == "ready")
+            key = _call(officer, "POST", "/v1/keys", {"name": KEY, "algorithm": algorithm})[1]
+            _call(officer, "POST", "/v1/accounts", {"name": ACCOUNT, "uid": os.getuid()})
+            _call(officer, "POST", f"/v1/accounts/{ACCOUNT}/grants", {"key": KEY})
+            yield Appliance(folder, process, bytes.fromhex(key["id"]), algorithm)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def singles(appliance: Appliance, seconds: float, *, connections: int = 1, in_flight: int = 1) -> Measurement:
+    """Requests of one item each: so many connections with so many requests under way on each."""
+
+    async def run() -> Measurement:
+        async with _clients(appliance, connections) as clients:
+            digest = os.urandom(32)
+
+            def ask(client: Client) -> Coroutine[Any, Any, Any]:
+                return client.sign(KEY, digest)
+
+            return await _drive(
+                appliance, [client for client in clients for _ in range(in_flight)], ask, 1, seconds
+            )
+
+    return uvloop.run(run())
+
+
+def batches(appliance: Appliance, seconds: float, *, items: int, in_flight: int = 8) -> Measurement:
+    """Requests of so many items each on one connection."""
+
+    async def run() -> Measurement:
+        async with _clients(appliance, 1) as clients:
+            block = wire.digests(os.urandom(32 * items))
+
+            async def ask(client: Client) -> None:
+                answer = await client.sign_batch(KEY, block)
+                if answer.failed:
+                    raise RuntimeError("a signature failed")
+
+            return await _drive(appliance, clients * in_flight, ask, items, seconds)
+
+    return uvloop.run(run())
+
+
+def verifications(appliance: Appliance, seconds: float, *, items: int, in_flight: int = 8) -> Measurement:
+    """VERIFY requests of so many items each on one connection, under the appliance's own key."""
+
+    async def run() -> Measurement:
+        async with _clients(appliance, 1) as clients:
+            block = wire.digests(os.urandom(32 * items))
+            signatures = bytes((await clients[0].sign_batch(KEY, block)).signatures)
+
+            async def ask(client: Client) -> None:
+                if await client.verify(KEY, block, signatures) != b"\1" * items:
+                    raise RuntimeError("a verification failed")
+
+            return await _drive(appliance, clients * in_flight, ask, items, seconds)
+
+    return uvloop.run(run())
+
+
+async def _drive(
+    appliance: Appliance,
+    clients: list[Client],
+    ask: Callable[[Client], Coroutine[Any, Any, Any]],
+    items: int,
+    seconds: float,
+) -> Measurement:
+    """A closed loop: each caller asks again as soon as it has its answer."""
+    await asyncio.gather(*(ask(client) for client in clients))  # keys are loaded, connections warm
+    latencies: list[float] = []
+    cpu_before, own_before = appliance.cpu_s(), time.process_time()
+    started_at = time.perf_counter()
+    until = started_at + seconds
+
+    async def caller(client: Client) -> None:
+        while (asked_at := time.perf_counter()) < until:
+            await ask(client)
+            latencies.append(time.perf_counter() - asked_at)
+
+    await asyncio.gather(*(caller(client) for client in clients))
+    elapsed_s = time.perf_counter() - started_at
+    cpu_after, own_after = appliance.cpu_s(), time.process_time()
+    latencies.sort()
+    done = len(latencies) * items
+    return {
+        "rate": round(done / elapsed_s, 1),
+        "signatures": done,
+        "seconds": round(elapsed_s, 3),
+        "p50_us": round(latencies[len(latencies) // 2] * 1e6, 1),
+        "p99_us": round(latencies[len(latencies) * 99 // 100] * 1e6, 1),
+        "front_us": round((cpu_after["front"] - cpu_before["front"]) / done * 1e6, 2),
+        "workers_us": round((cpu_after["workers"] - cpu_before["workers"]) / done * 1e6, 2),
+        "client_us": round((own_after - own_before) / done * 1e6, 2),
+    }
+
+
+@contextlib.asynccontextmanager
+async def _clients(appliance: Appliance, count: int) -> AsyncIterator[list[Client]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                await Client.connect(appliance.address, account=ACCOUNT, batch_singles=False)
+            )
+            for _ in range(count)
+        ]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+def _call(path: Path, method: str, resource: str, document: Any = None) -> tuple[int, Any]:
+    connection = _UnixConnection(path)
+    try:
+        connection.request(method, resource, json.dumps(document) if document is not None else None)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if condition():
+                return
+        time.sleep(0.02)
+    raise RuntimeError("the daemon did not become ready")
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,256 @@
+"""PROTOCOL.md is the contract and wire.py its codec: every table is compared with the code, in both directions."""
+
+from __future__ import annotations
+
+import re
+import struct
+from enum import IntEnum
+from pathlib import Path
+
+import pytest
+
+from appliance import algorithms, errors, wire
+from appliance.dispatch import INTERACTIVE_MAX_ITEMS
+from appliance.settings import WindowSettings
+
+SPECIFICATION = Path(__file__).parents[2] / "appliance" / "PROTOCOL.md"
+Table = list[list[str]]
+
+
+def read_tables() -> dict[str, Table]:
+    """Every table of the specification: its header cells, joined -> its rows."""
+    tables: dict[str, Table] = {}
+    rows: Table | None = None
+    for line in SPECIFICATION.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            rows = None
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if rows is None:
+            rows = tables.setdefault(" | ".join(cells), [])
+            assert not rows, f"two tables have the header {cells}"
+        elif set(line) - set("|- "):
+            rows.append(cells)
+    return tables
+
+
+TABLES = read_tables()
+
+LAYOUTS = {
+    "header": wire._HEADER,
+    "hello": wire._HELLO,
+    "welcome": wire._WELCOME,
+    "sign": wire._SIGN,
+    "signed": wire._SIGNED,
+    "verify": wire._VERIFY,
+    "verified": wire._VERIFIED,
+    "status": wire._STATUS,
+    "error": wire._ERROR,
+}
+NUMBERS: dict[str, type[IntEnum]] = {
+    "type | number | from | payload": wire.FrameType,
+    "form | number | body": wire.Form,
+    "priority | number | meaning": wire.Priority,
+    "item status | number | meaning": wire.ItemStatus,
+    "key kind | number | key": wire.KeyKind,
+    "status kind | number | answer": wire.StatusKind,
+    "key state | number | meaning": wire.KeyState,
+}
+
+
+def layout_header(name: str) -> str:
+    return f"offset | size | {name} field | meaning"
+
+
+def test_every_table_is_compared() -> None:
+    """A table that nobody compares is a table that drifts."""
+    known = {layout_header(name) for name in LAYOUTS} | set(NUMBERS)
+    known |= {
+        "algorithm | number",
+        "error code | label | was anything done | retry",
+        "limit | value | reason",
+    }
+    assert set(TABLES) == known
+
+
+def field_sizes(layout: struct.Struct) -> list[int]:
+    return [struct.calcsize("!" + code) for code in re.findall(r"\d*[sBHIQ]", layout.format)]
+
+
+def joined(sizes: list[int], wanted: list[int]) -> list[int]:
+    """The struct's sizes, with neighbours joined where the table has one field (three reserved bytes are two codes)."""
+    left, result = list(sizes), []
+    for size in wanted:
+        total = left.pop(0)
+        while total < size and left:
+            total += left.pop(0)
+        result.append(total)
+    return result + left
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_offsets_and_sizes_are_those_of_the_struct(name: str) -> None:
+    rows = TABLES[layout_header(name)]
+    offsets, sizes = [int(row[0]) for row in rows], [int(row[1]) for row in rows]
+    assert LAYOUTS[name].format.startswith("!"), "big endian, without padding"
+    assert offsets == [sum(sizes[:i]) for i in range(len(sizes))], "no gap and no overlap"
+    assert joined(field_sizes(LAYOUTS[name]), sizes) == sizes
+    assert LAYOUTS[name].size == sum(sizes)
+
+
+PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
+    "header": (
+        wire.encode_frame(wire.FrameType.PING, 77, b"abc"),
+        {"payload_len": 3, "type": 5, "request_id": 77},
+    ),
+    "hello": (
+        wire.encode_hello(wire.Hello(1, 9, "name", "secret"))[16:],
+        {
+            "magic": int.from_bytes(b"CLDSEAL\0", "big"),
+            "min_version": 1,
+            "max_version": 9,
+            "password_len": 6,
+            "account_len": 4,
+        },
+    ),
+    "welcome": (
+        wire.encode_welcome(1, wire.Welcome(1, 2, 3, 4, "s"))[16:],
+        {"version": 1, "window_requests": 2, "window_items": 3, "max_payload_len": 4},
+    ),
+    "sign": (
+        wire.encode_sign(
+            1, wire.SignRequest(b"j" * 16, 11, 12, wire.Priority.BULK, "key", wire.messages([b"a", b"b"]))
+        )[16:],
+        {
+            "job_id": int.from_bytes(b"j" * 16, "big"),
+            "first_index": 11,
+            "deadline_ms": 12,
+            "count": 2,
+            "form": 1,
+            "priority": 2,
+            "key_len": 3,
+        },
+    ),
+    "signed": (
+        wire.encode_signed(1, wire.SignedAnswer(b"j" * 16, 11, 2, 1, b"\0\1", bytes(128)))[16:],
+        {"job_id": int.from_bytes(b"j" * 16, "big"), "first_index": 11, "count": 2, "failed": 1},
+    ),
+    "verify": (
+        wire.encode_verify(
+            1, wire.VerifyRequest(5, wire.KeyKind.SPKI, b"k" * 91, bytes(64), wire.messages([b"m"]))
+        )[16:],
+        {"deadline_ms": 5, "count": 1, "form": 1, "key_kind": 1, "key_len": 91},
+    ),
+    "verified": (wire.encode_verified(1, b"\1\0\0")[16:], {"count": 3, "invalid": 2}),
+    "status": (
+        wire.encode_status(1, wire.StatusKind.KEYS, ["a", "b"])[16:],
+        {"kind": 0, "count": 2},
+    ),
+    "error": (
+        wire.encode_error(1, errors.Busy("what", hint="do", retry_after_ms=99))[16:],
+        {"code": 9, "detail_len": 4, "hint_len": 2, "retry_after_ms": 99},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_field_stands_where_the_table_says(name: str) -> None:
+    """By value, not by size: two fields of one size that change places are seen."""
+    encoded, values = PROBES[name]
+    reserved = {"reserved", "flags"}
+    for offset, size, field, _ in TABLES[layout_header(name)]:
+        got = int.from_bytes(encoded[int(offset) : int(offset) + int(size)], "big")
+        assert got == (0 if field in reserved else values[field]), field
+    assert {row[2] for row in TABLES[layout_header(name)]} - reserved == set(values)
+
+
+@pytest.mark.parametrize("header", NUMBERS)
+def test_names_and_numbers_are_those_of_the_enum(header: str) -> None:
+    assert {row[0]: int(row[1]) for row in TABLES[header]} == {one.name: one.value for one in NUMBERS[header]}
+
+
+def test_the_sender_of_a_type_shows_in_its_number() -> None:
+    for name, number, sender, _ in TABLES["type | number | from | payload"]:
+        assert sender == ("client" if int(number) < 64 else "server"), name
+
+
+def test_algorithm_numbers() -> None:
+    table = {name: int(number) for name, number in TABLES["algorithm | number"]}
+    assert table == {one.name: one.value for one in algorithms.Algorithm}
+
+
+def test_error_codes_and_labels() -> None:
+    rows = TABLES["error code | label | was anything done | retry"]
+    assert {int(row[0]): row[1] for row in rows} == {
+        row.wire_code: row.label for row in errors.TABLE.values()
+    }
+
+
+def test_what_closes_the_connection_is_a_protocol_or_proof_error() -> None:
+    rows = TABLES["error code | label | was anything done | retry"]
+    closing = {row[1] for row in rows if "the connection is closed" in row[2]}
+    breaks = {
+        row.label
+        for row in errors.TABLE.values()
+        if issubclass(row.error, errors.ProtocolError | errors.NotAuthenticated)
+    }
+    assert closing == breaks
+
+
+def test_retry_after_belongs_to_what_the_client_retries() -> None:
+    """The client retries ``Unavailable``: the table must promise that nothing was done, and a time to wait."""
+    for row in TABLES["error code | label | was anything done | retry"]:
+        retried = issubclass(errors.TABLE[int(row[0])].error, errors.Unavailable)
+        assert retried == ("retry_after_ms" in row[3]), row
+        assert not retried or row[2] == "no"
+
+
+def test_limits() -> None:
+    table = {name: int(value) for name, value, _ in TABLES["limit | value | reason"]}
+    assert table == {name: getattr(wire, name) for name in table}
+    ours = {
+        name
+        for name, value in vars(wire).items()
+        if name.startswith("MAX_") and isinstance(value, int) and not hasattr(algorithms, name)
+    }
+    assert set(table) == ours, "a limit that a peer can meet stands in the table"
+
+
+def number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def test_numbers_in_the_prose() -> None:
+    """What the sentences say besides the tables."""
+    text = SPECIFICATION.read_text(encoding="utf-8")
+
+    def found(pattern: str) -> list[int]:
+        numbers = [number(one) for one in re.findall(pattern, text)]
+        assert numbers, pattern
+        return numbers
+
+    assert set(found(r"1 to ([\d,]+) items")) == {wire.MAX_ITEMS}
+    assert found(r"SubjectPublicKeyInfo, at most ([\d,]+) bytes") == [algorithms.MAX_SPKI_LEN]
+    assert found(r"certificate, at most ([\d,]+) bytes") == [wire._KEY_LIMITS[wire.KeyKind.CERTIFICATE]]
+    assert found(r"names follow: 0 to ([\d,]+);") == [wire.MAX_STATUS_NAMES]
+    assert found(r"\(([\d,]+) before WELCOME\)") == [wire.MAX_HELLO_PAYLOAD_LEN]
+    assert "`CLDSEAL` and a zero byte" in text and wire.MAGIC == b"CLDSEAL\0"
+    assert found(r"password_len \| 0 to ([\d,]+)") == [wire.MAX_PASSWORD_LEN]
+    assert found(r"account_len \| 1 to ([\d,]+)") == [wire.MAX_NAME_LEN]
+    assert found(r"key_len \| 1 to ([\d,]+)") == [wire.MAX_NAME_LEN]
+    assert found(r"PING \| 5 \| client \| 0 to ([\d,]+) bytes") == [wire.MAX_PING_LEN]
+    assert found(r"interactive up to ([\d,]+) items") == [INTERACTIVE_MAX_ITEMS]
+    assert re.search(r"a (\d+)-byte header", text)[1] == str(wire.HEADER_LEN)  # type: ignore[index]
+
+
+def test_key_records_are_laid_out_as_written() -> None:
+    record = wire.KeyRecord("name", wire.KeyState.DISABLED, 2, b"spki!")
+    assert wire.encode_key_records(1, [record])[16:] == b"\0\0\0\1" + b"\2\2\4\0\5" + b"name" + b"spki!"
+
+
+def test_a_payload_limit_holds_the_largest_request() -> None:
+    """What a server must take: 65,536 digests with signatures, under a certificate. No configuration goes below."""
+    largest = wire._VERIFY.size + wire._KEY_LIMITS[wire.KeyKind.CERTIFICATE] + wire.MAX_ITEMS * (32 + 64)
+    assert largest <= wire.MIN_PAYLOAD_LIMIT
+    field = WindowSettings.__dataclass_fields__["max_payload_len"]
+    assert field.metadata["low"] >= wire.MIN_PAYLOAD_LIMIT
