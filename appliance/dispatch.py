@@ -19,8 +19,9 @@ Rules:
 
 Crash story: a worker that is gone takes its slices with it. Their parts come back split, as *suspects*: each gets an
 idle worker for itself, with no other slice beside or behind it, so that whoever dies with it dies of it. An item that
-kills workers is left alone in the end and fails by itself; what merely stood beside it is blamed once. A part's results are taken once: a slice is forgotten when its worker answers or is gone, whichever is
-first. A signature made and not received is never released; nothing is released twice.
+kills workers is left alone in the end and fails by itself; what merely stood beside it is blamed once. A part's
+results are taken once: a slice is forgotten when its worker answers or is gone, whichever is first. A signature made
+and not received is never released; nothing is released twice.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import ssl
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
@@ -291,47 +292,27 @@ class WireServer:
         self.metrics = metrics
         self.clock = clock
         self.permits = Permits(settings.window.max_buffered_len)
-        self.tcp_port = 0
-        self.bound: list[Path] = []
-        """Socket files that are ours to remove."""
         self._connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
 
-    async def start(self) -> None:
-        """Listen; ``ConfigError`` where that cannot be."""
-        listen = self.settings.listen
-        try:
-            if listen.unix_socket is not None:
-                await self._listen_unix(listen.unix_socket, int(listen.unix_socket_mode, 8))
-            if listen.tcp is not None:
-                await self._listen_tcp(listen)
-        except OSError as error:
-            raise ConfigError(f"cannot listen: {error}", hint="is another cloud-seald running?") from error
-
-    async def _listen_unix(self, path: Path, mode: int) -> None:
+    async def start(self, listeners: Listeners) -> None:
+        """Accept connections on sockets that are bound already, by us or by the leading front."""
         loop = asyncio.get_running_loop()
-        sock = bind_unix_socket(path, mode)
-        self.bound.append(path)
-        server = await loop.create_unix_server(
-            lambda: Connection(self, is_tls=False), sock=sock, backlog=self.settings.listen.backlog
-        )
-        self._servers.append(server)
-        log.info("listening on %s", path)
-
-    async def _listen_tcp(self, listen: ListenSettings) -> None:
-        assert listen.tcp is not None
-        host, port = split_address(listen.tcp)
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self, is_tls=True),
-            host,
-            port,
-            ssl=tls_context(listen),
-            ssl_handshake_timeout=self.settings.times.hello_s,
-            backlog=listen.backlog,
-        )
-        self._servers.append(server)
-        self.tcp_port = server.sockets[0].getsockname()[1]
-        log.info("listening on %s port %d, TLS 1.3", host, self.tcp_port)
+        listen = self.settings.listen
+        if listeners.unix is not None:
+            unix = await loop.create_unix_server(
+                lambda: Connection(self, is_tls=False), sock=listeners.unix, backlog=listen.backlog
+            )
+            self._servers.append(unix)
+        if listeners.tcp is not None:
+            tcp = await loop.create_server(
+                lambda: Connection(self, is_tls=True),
+                sock=listeners.tcp,
+                ssl=tls_context(listen),
+                ssl_handshake_timeout=self.settings.times.hello_s,
+                backlog=listen.backlog,
+            )
+            self._servers.append(tcp)
 
     async def watch(self) -> None:
         """Look for clients that are too slow, until cancelled."""
@@ -383,6 +364,39 @@ class WireServer:
                 connection.abort()
 
 
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets that approval systems connect to; all front processes share them."""
+
+    unix: socket.socket | None
+    tcp: socket.socket | None
+
+    @property
+    def both(self) -> tuple[socket.socket | None, socket.socket | None]:
+        """In the order of the fields."""
+        return (self.unix, self.tcp)
+
+
+def bind_listeners(listen: ListenSettings) -> Listeners:
+    """Bind what the settings name; ``ConfigError`` where that cannot be."""
+    unix = tcp = None
+    try:
+        if listen.unix_socket is not None:
+            unix = bind_unix_socket(listen.unix_socket, int(listen.unix_socket_mode, 8))
+            log.info("listening on %s", listen.unix_socket)
+        if listen.tcp is not None:
+            host, port = split_address(listen.tcp)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            tcp = socket.create_server((host, port), family=family, backlog=listen.backlog)
+            log.info("listening on %s port %d, TLS 1.3", host, tcp.getsockname()[1])
+    except OSError as error:
+        if unix is not None and listen.unix_socket is not None:
+            unix.close()
+            listen.unix_socket.unlink(missing_ok=True)
+        raise ConfigError(f"cannot listen: {error}", hint="is another cloud-seald running?") from error
+    return Listeners(unix, tcp)
+
+
 def bind_unix_socket(path: Path, mode: int) -> socket.socket:
     """A listening socket file with that mode from its first moment; a stale one is replaced, a live one is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -396,7 +410,7 @@ def bind_unix_socket(path: Path, mode: int) -> socket.socket:
                 raise ConfigError(f"{path} is in use", hint="is another cloud-seald running?")
     sock = socket.socket(socket.AF_UNIX)
     try:
-        # The file is made private, then opened up: there is no moment in which others may connect.
+        # Nobody can connect before somebody listens, and by then the mode is set.
         sock.bind(str(path))
         path.chmod(mode)
     except OSError:

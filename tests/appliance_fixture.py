@@ -34,13 +34,14 @@ from typing import Any, Self, TypeVar
 
 import pytest
 import yaml
-from appliance import wire
-from appliance.client import Client
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from appliance import wire
+from appliance.client import Client
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ Rules:
 * Both ends are ours and of one version: the link has no negotiation. A frame whose header is wrong ends the
   worker (there is no way to find the next frame); a well-framed request that is wrong is answered with
   ``REFUSED``.
-* The front reads answers while it writes requests: a worker whose answers are not taken takes no requests. Two
-  SIGN frames in flight for each session keep a token busy; more only wait in the socket.
+* The front reads answers while it writes requests: a worker whose answers are not taken takes no requests,
+  and two ends that only write wait for each other for ever. Two SIGN frames in flight for each session keep a
+  token busy; more only wait in the socket.
 * Every function that reads checks all lengths and raises ``LinkError``, nothing else.
 
 Header, 16 bytes::

@@ -86,7 +86,7 @@ class StartError(Exception):
         self.fatal = fatal
 
 
-class Refused(Exception):  # noqa: N818  # named for what it says to whoever asked
+class Refused(Exception):  # named for what it says to whoever asked
     """A request failed; the token is well."""
 
     def __init__(self, error: str, detail: str, *, hint: str = "") -> None:
@@ -96,7 +96,7 @@ class Refused(Exception):  # noqa: N818  # named for what it says to whoever ask
         self.hint = hint
 
 
-class TokenLost(Exception):  # noqa: N818  # named for what happened
+class TokenLost(Exception):  # named for what happened
     """The token or the module failed; only a new process may do better."""
 
     def __init__(self, error: str, detail: str) -> None:

@@ -57,7 +57,7 @@ MAX_PIN_LEN: Final = 255
 _USAGE: Final = "usage: python -P -m appliance_pkcs11.worker FD (started by cloud-seald, not by hand)"
 
 
-class _Gone(Exception):  # noqa: N818  # not an error: the front closed the link
+class _Gone(Exception):  # not an error: the front closed the link
     """End of file: the front is gone, and nobody is left to answer."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from p11 import SO_PIN, USER_PIN, Module  # noqa: E402 - beside this file, which is run as a program
+from p11 import SO_PIN, USER_PIN, Module
 
 
 def say(line: str) -> None:

@@ -20,7 +20,11 @@ SAMPLE = 12
 def run(module_path: Path, tokens: Path, **more: str) -> subprocess.CompletedProcess[str]:
     shim = str(module_path.with_name("crash_shim.so"))
     preload = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), shim]))
-    environment = os.environ | {"LD_PRELOAD": preload, "CRASH_UNDER": str(tokens), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {
+        "LD_PRELOAD": preload,
+        "CRASH_UNDER": str(tokens),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return subprocess.run(
         [sys.executable, str(SCENARIO), str(module_path)],
         env=environment | more,
@@ -91,7 +95,9 @@ def crash_at(loaded: Module, module_path: Path, tokens: Path, step: int) -> None
     check(loaded, died.stdout.splitlines())
 
 
-def test_a_sample_of_the_crash_points(loaded: Module, module_path: Path, settings: Path, tmp_path: Path) -> None:
+def test_a_sample_of_the_crash_points(
+    loaded: Module, module_path: Path, settings: Path, tmp_path: Path
+) -> None:
     prepare(loaded, settings)
     count = len(steps(module_path, settings, tmp_path / "log"))
     assert SAMPLE < count < MAX_STEPS

@@ -116,7 +116,9 @@ def test_sm2_both_ways_with_gmssl(engine: str, user: Session) -> None:
     their_point = bytes.fromhex(theirs._kg(int(d, 16), theirs.ecc_table["g"]))
     their_public, _ = import_sm2(user, bytes.fromhex(d), their_point)
     e = sm3_of(sm2_z(their_point) + b"ours")
-    signature = bytes.fromhex(theirs.sign(e, f"{0x59276E27D506861A16680F3AD9C02DCCEF3CC1FA3CDBE4CE6D54B80DEAC1BC21:064x}"))
+    signature = bytes.fromhex(
+        theirs.sign(e, f"{0x59276E27D506861A16680F3AD9C02DCCEF3CC1FA3CDBE4CE6D54B80DEAC1BC21:064x}")
+    )
     assert user.verify("CKM_SM2", their_public, e, signature)
     assert user.verify("CKM_SM3_SM2", their_public, b"ours", signature)
 
@@ -219,7 +221,10 @@ def test_hostile_keys_are_refused(user: Session) -> None:
         ):
             with pytest.raises(P11Error, match="CKR_ATTRIBUTE_VALUE_INVALID"):
                 user.create(public | {"CKA_EC_PARAMS": params, "CKA_EC_POINT": bad})
-    for params, order, most in ((SM2_PARAMS, SM2_ORDER, SM2_ORDER - 2), (P256_PARAMS, P256_ORDER, P256_ORDER - 1)):
+    for params, order, most in (
+        (SM2_PARAMS, SM2_ORDER, SM2_ORDER - 2),
+        (P256_PARAMS, P256_ORDER, P256_ORDER - 1),
+    ):
         for d in (0, most + 1, order, order + 1, 2**256 - 1):
             with pytest.raises(P11Error, match="CKR_ATTRIBUTE_VALUE_INVALID"):
                 user.create(private | {"CKA_EC_PARAMS": params, "CKA_VALUE": d.to_bytes(32)})

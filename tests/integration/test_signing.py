@@ -14,11 +14,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from appliance import wire
-from appliance.algorithms import Algorithm, PublicKey, signature_from_der, signature_to_der
-from appliance.client import Client, SyncClient
-from appliance.errors import BadRequest, Conflict, Denied, NotAuthenticated, NotFound, Unavailable
-from appliance.verifying import Verifier
 from appliance_fixture import (
     PASSWORD,
     PIN,
@@ -34,6 +29,12 @@ from appliance_fixture import (
 )
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance import wire
+from appliance.algorithms import Algorithm, PublicKey, signature_from_der, signature_to_der
+from appliance.client import Client, SyncClient
+from appliance.errors import BadRequest, Conflict, Denied, NotAuthenticated, NotFound, Unavailable
+from appliance.verifying import Verifier
 
 STREAM_ITEMS = 10_000
 OPENSSL_SAMPLE = 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -570,7 +571,7 @@ def test_pauses_between_connections_grow(script: Script) -> None:
             peer.close()
             times.append(asyncio.get_running_loop().time())
             peer = await server.peers.get()
-        pauses = [b - a for a, b in zip(times, times[1:], strict=False)]
+        pauses = [b - a for a, b in itertools.pairwise(times)]
         assert pauses[0] <= client_module.FIRST_BACK_OFF_S
         assert (
             max(pauses) <= client_module.MAX_BACK_OFF_S
