@@ -105,7 +105,13 @@ def _init(args: argparse.Namespace, screen: Screen) -> Answer:
     # Relative where it was named so: this is what a person types next.
     rows = [[step["what"], step["path"], step["done"]] for step in steps]
     document = {"config": str(config), "steps": steps}
-    return Answer(document, [Table(("what", "where", ""), rows), f"Next: cloud-seald --config {config}"])
+    start = f"cloud-seald --config {config}"
+    following = (
+        f"Next: {start}"
+        if args.demo_token
+        else f"Next: name your token under tokens: in {config}, then {start}"
+    )
+    return Answer(document, [Table(("what", "where", ""), rows), following])
 
 
 def initialise(

@@ -183,7 +183,7 @@ def test_the_command_answers_in_json_and_says_what_comes_next(
     document = json.loads(capsys.readouterr().out)
     assert document["config"] == str(tmp_path / "appliance.yaml")
     assert main(["init", "--directory", str(tmp_path)]) == 0
-    assert f"Next: cloud-seald --config {tmp_path}/appliance.yaml" in capsys.readouterr().out
+    assert f"then cloud-seald --config {tmp_path}/appliance.yaml" in capsys.readouterr().out
 
 
 def test_the_profile_of_the_demo_is_the_shipped_one_but_for_its_place(tmp_path: Path) -> None:
