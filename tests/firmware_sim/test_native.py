@@ -75,7 +75,10 @@ def test_fuzzing_guided_by_coverage(settings: Path, tmp_path: Path) -> None:
         sources.remove(PROJECT / "src" / "engine_fast.c")
     target = tmp_path / "fuzz"
     built = subprocess.run(
-        [clang, *options, *sources, "-lcrypto", "-lpthread", "-o", target], capture_output=True, text=True, check=False
+        [clang, *options, *sources, "-lcrypto", "-lpthread", "-o", target],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if built.returncode and "clang_rt.fuzzer" in built.stderr:
         pytest.skip("clang has no fuzzer runtime here")

@@ -74,7 +74,18 @@ def test_pkcs11_tool(settings: Path, module_path: Path) -> None:
     tool = ["pkcs11-tool", "--module", module_path]
     assert "SIMULATOR" in run(*tool, "--list-slots")
     run(*tool, "--init-token", "--slot", "0", "--label", "tool", "--so-pin", "87654321")
-    run(*tool, "--init-pin", "--token-label", "tool", "--so-pin", "87654321", "--new-pin", "1234", "--pin", "1234")
+    run(
+        *tool,
+        "--init-pin",
+        "--token-label",
+        "tool",
+        "--so-pin",
+        "87654321",
+        "--new-pin",
+        "1234",
+        "--pin",
+        "1234",
+    )
     login = [*tool, "--token-label", "tool", "--login", "--pin", "1234"]
     run(*login, "--keypairgen", "--key-type", "EC:prime256v1", "--id", "01", "--label", "curve")
     run(*login, "--keypairgen", "--key-type", "rsa:2048", "--id", "02", "--label", "rsa")
