@@ -16,7 +16,7 @@ void ciphering_end(struct ciphering *op) {
 static CK_RV ciphering_begin(struct module *m, struct session *s, struct ciphering *op, const CK_MECHANISM *given,
                              CK_OBJECT_HANDLE key, bool encrypt) {
     if (!given) {
-        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_OPERATION_NOT_INITIALIZED;
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
         ciphering_end(op);
         return cancelled;
     }

@@ -10,7 +10,7 @@ static void digest_end(struct session *s) {
 
 static CK_RV digest_init(struct module *m, struct session *s, const CK_MECHANISM *given) {
     if (!given) {
-        CK_RV cancelled = s->digest ? CKR_OK : CKR_OPERATION_NOT_INITIALIZED;
+        CK_RV cancelled = s->digest ? CKR_OK : CKR_ARGUMENTS_BAD;
         digest_end(s);
         return cancelled;
     }

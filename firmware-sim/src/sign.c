@@ -82,7 +82,7 @@ CK_RV signing_restart(struct module *m, struct signing *op) {
 CK_RV signing_begin(struct module *m, struct session *s, struct signing *op, const CK_MECHANISM *given,
                     CK_OBJECT_HANDLE key, CK_FLAGS use) {
     if (!given) { /* 3.0: an initialisation without a mechanism cancels the operation */
-        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_OPERATION_NOT_INITIALIZED;
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
         signing_end(op);
         return cancelled;
     }
