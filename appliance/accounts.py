@@ -9,7 +9,9 @@ Rules:
   nowhere.
 * An unknown account costs the same work as a known one, and gets the same answer.
 * A failure delays the next answer for that account and for that peer; the delay doubles up to a limit. Nothing is
-  locked for good here: a lock would let a stranger stop an approval system.
+  locked for good here: a lock would let a stranger stop an approval system. For the same reason nobody waits for
+  longer than that limit: attempts beyond are told ``busy`` and take no turn, so that a crowd cannot queue up ahead
+  of the account's owner.
 * Hashing runs in threads, a few at a time: it is memory-hard, and strangers can ask for it.
 """
 
@@ -154,9 +156,9 @@ class Authenticator:
         starts_at = max(now, failures.next_turn_at)
         if starts_at - now > self._settings.max_failure_delay_s:
             raise Busy(
-                "attempts for this account wait already, after failures",
-                hint="check the password, then try again",
-                retry_after_ms=int((starts_at - now) * 1_000),
+                "too many attempts wait after failed ones",
+                hint="stop whoever tries wrong passwords",
+                retry_after_ms=min(1_000, int(self._settings.max_failure_delay_s * 1_000)),
             )
         failures.next_turn_at = starts_at + self._delay(failures.count)
         return starts_at - now

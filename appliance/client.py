@@ -39,6 +39,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
@@ -80,6 +81,7 @@ TICK_S: Final = 0.02
 """How often deadlines are looked at."""
 FIRST_BACK_OFF_S: Final = 0.05
 MAX_BACK_OFF_S: Final = 2.0
+CLOSE_GRACE_S: Final = 1.0
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
 DEFAULT_DEPTH: Final = 16
@@ -130,14 +132,14 @@ class _Link(asyncio.Protocol):
         self._reader = wire.FrameReader(MAX_ANSWER_LEN)
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
-        self.closed = asyncio.Event()
+        self.ended = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        self.closed.set()
+        self.ended.set()
         self.client._lost(self)
 
     def data_received(self, data: bytes) -> None:
@@ -163,6 +165,15 @@ class _Link(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    async def wait_ended(self) -> None:
+        """After ``close``: until the socket is closed, for so long as a peer may take to answer TLS's farewell."""
+        try:
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self.ended.wait()
+        except TimeoutError:
+            if self.transport is not None:
+                self.transport.abort()
+
 
 class Client:
     """A connection to the appliance that mends itself. Make it with ``connect``; close it, or use ``async with``."""
@@ -186,6 +197,7 @@ class Client:
         self._batch_singles = batch_singles
         self._loop = asyncio.get_running_loop()
         self._link: _Link | None = None
+        self._last_link: _Link | None = None  # it may still be closing when `_link` has gone
         self._welcome: wire.Welcome | None = None
         self._welcomed = asyncio.Event()
         self._waiting: deque[_Waiter] = deque()  # for the window; only the first may go on
@@ -256,9 +268,9 @@ class Client:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._link is not None:
-            self._link.close()
-            await self._link.closed.wait()
+        if (link := self._last_link) is not None:
+            link.close()
+            await link.wait_ended()
 
     async def __aenter__(self) -> Self:
         return self
@@ -386,7 +398,10 @@ class Client:
     def _send_gathered(self, key: str, deadline_s: float) -> None:
         calls = self._gathered.pop((key, deadline_s))
         for at in range(0, len(calls), DEFAULT_BATCH_ITEMS):
-            self._spawn(self._sign_gathered(key, calls[at : at + DEFAULT_BATCH_ITEMS], deadline_s))
+            some = calls[at : at + DEFAULT_BATCH_ITEMS]
+            task = self._spawn(self._sign_gathered(key, some, deadline_s))
+            # `close` cancels the task, perhaps before its first step; the callers wait for their futures only.
+            task.add_done_callback(partial(_end_calls, some))
 
     async def _sign_gathered(
         self, key: str, calls: list[tuple[bytes, asyncio.Future[bytes]]], deadline_s: float
@@ -394,12 +409,8 @@ class Client:
         items = Items(Form.DIGESTS, len(calls), b"", b"".join(digest for digest, _ in calls))
         try:
             answer = await self.sign_batch(key, items, deadline_s=deadline_s)
-        except (ApplianceError, asyncio.CancelledError) as error:
-            # Cancelled by `close`: the callers wait for their futures and for nothing else.
-            failure = error if isinstance(error, ApplianceError) else Unavailable("the client was closed")
-            for _, future in calls:
-                if not future.done():
-                    future.set_exception(failure)
+        except ApplianceError as error:
+            _fail_calls(calls, error)
             return
         for receipt, (_, future) in zip(receipts(answer), calls, strict=True):
             if future.done():
@@ -557,6 +568,7 @@ class Client:
         welcome = self._welcome
         return (
             welcome is not None
+            and not self._closed
             and self._welcomed.is_set()
             and self._link is not None
             and len(self._pending) < welcome.window_requests
@@ -631,8 +643,8 @@ class Client:
             if isinstance(self._failure, RequestError):
                 return
             try:
-                self._link = await self._open(generation)
-                if self._link.closed.is_set():  # before it was ours, so `_lost` has not heard of it
+                self._link = self._last_link = await self._open(generation)
+                if self._link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
                     self._reconnect.set()
                 self._link.write(wire.encode_hello(self._hello))
                 began_at = self._loop.time()
@@ -682,10 +694,11 @@ class Client:
                         )
                     )
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
@@ -698,6 +711,17 @@ def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
             ItemStatus(status),
             signatures[at * SIGNATURE_LEN : (at + 1) * SIGNATURE_LEN],
         )
+
+
+def _fail_calls(calls: list[tuple[bytes, asyncio.Future[bytes]]], error: ApplianceError) -> None:
+    """End those that have not ended."""
+    for _, future in calls:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _end_calls(calls: list[tuple[bytes, asyncio.Future[bytes]]], _: object) -> None:
+    _fail_calls(calls, Unavailable("the client was closed"))
 
 
 def _only_signature(answer: SignedAnswer) -> bytes:

@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 from aiohttp import web
@@ -26,12 +27,13 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 from appliance import __version__
 from appliance.accounts import Authenticator
 from appliance.errors import ApplianceError, ConfigError
+from appliance.fronts import Following, Fronts, Place
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
 from appliance.registry import Registry
-from appliance.server import WireServer, tls_context
+from appliance.server import WireServer, bind_listeners, tls_context
 from appliance.settings import Settings, TokenSettings, load_mapping, load_settings
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
@@ -41,6 +43,10 @@ log = logging.getLogger("appliance")
 
 MAX_PIN_LEN: Final = 255
 DRAIN_TICK_S: Final = 0.01
+FOLLOWER_GRACE_S: Final = 5.0
+"""Followers drain while the leader does, within the same time; what they may need on top to end their workers."""
+UNFINISHED_TICK_S: Final = 0.2
+"""How often it is looked whether a token is back that has keys half made."""
 
 
 def load_profile(token: TokenSettings) -> TokenProfile:
@@ -96,10 +102,11 @@ def check(settings: Settings) -> list[TokenProfile]:
 class Daemon:
     """Everything that runs, in the order in which it depends on each other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, config: Path, place: Place) -> None:
         profiles = check(settings)
         clock = time.monotonic
         self._settings = settings
+        self._place = place
         self.registry = Registry(settings.registry)
         self.holdings = Holdings(self.registry)
         self.metrics = Metrics(profile.name for profile in profiles)
@@ -110,7 +117,7 @@ class Daemon:
         )
         self.pools = {
             profile.name: SignerPool(
-                profile,
+                replace(profile, workers=place.share(profile.workers)),
                 pin_reader(token.pin_file),
                 settings.signers,
                 settings.window.max_queued_items,
@@ -138,6 +145,9 @@ class Daemon:
             self.metrics.authentication_failures.inc,
         )
         self.server = WireServer(settings, self.pipeline, self.authenticator, self.metrics, clock)
+        followed = settings.front_processes if place.index == 0 else 1
+        self.fronts = Fronts(followed, config, self._followers_may_start)
+        self.holdings.announce = self.fronts.tell
         self.metrics.watch(self._read_gauges)
         self._stop = asyncio.Event()
 
@@ -168,6 +178,27 @@ class Daemon:
             {name: one.retried_parts for name, one in dispatchers.items()},
         )
 
+    def _followers_may_start(self) -> bool:
+        return all(pool.state not in ("starting", "pin_refused") for pool in self.pools.values())
+
+    async def answer_leader(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What the leading front asks of a following one."""
+        match question:
+            case {"ask": "refresh", "kind": str(kind), "name": str(name)}:
+                await self.holdings.refresh(kind, name)
+                if kind == "key":
+                    for pool in self.pools.values():
+                        pool.forget_key(name)
+                return {}
+            case {"ask": "status"}:
+                return self.pipeline.appliance_status()
+            case {"ask": "metrics"}:
+                return {"page": self.metrics.page().decode()}
+            case {"ask": "retry"}:
+                self.reload()
+                return {}
+        raise ValueError(f"the leading front asks {question!r}")
+
     def request_stop(self) -> None:
         """SIGTERM: drain and end."""
         self._stop.set()
@@ -176,33 +207,60 @@ class Daemon:
         """SIGHUP: the operator has changed a PIN file."""
         for pool in self.pools.values():
             pool.retry()
+        self._retrying = asyncio.ensure_future(self.fronts.ask("retry"))
 
-    async def run(self) -> None:
+    async def run(self, following: Following | None) -> None:
         """Until stopped; what was accepted is answered before this returns."""
-        services = Services(self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics)
+        services = Services(
+            self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics, self.fronts
+        )
         runners: list[web.AppRunner] = []
+        bound: list[Path] = []  # socket files of ours, and of nobody else, to be removed at the end
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(pool.run(), name=name) for name, pool in self.pools.items()]
-                tasks.append(group.create_task(self._finish_unfinished_keys()))
-                await self._start_sites(services, runners)
-                await self.server.start()
-                watcher = group.create_task(self.server.watch())
-                log.info("cloud-seald %s is up, verifying with %s", __version__, self.verifier.engine)
+                for name, pool in self.pools.items():
+                    group.create_task(pool.run(), name=name)
+                if following is None:
+                    listeners = bind_listeners(self._settings.listen)
+                    if self._settings.listen.unix_socket is not None:
+                        bound.append(self._settings.listen.unix_socket)
+                    endless = [group.create_task(self._finish_unfinished_keys())]
+                    await self._start_sites(services, runners, bound)
+                    group.create_task(self.fronts.run(listeners), name="fronts")
+                else:
+                    listeners = following.listeners
+                    endless = [group.create_task(self._follow(following))]
+                await self.server.start(listeners)
+                endless.append(group.create_task(self.server.watch()))
+                log.info(
+                    "cloud-seald %s is up (front %d), verifying with %s",
+                    __version__,
+                    self._place.index,
+                    self.verifier.engine,
+                )
                 await self._stop.wait()
+                self.fronts.begin_stop()
                 await self._drain()
-                watcher.cancel()
+                await self.fronts.wait_stopped(FOLLOWER_GRACE_S)
+                for task in endless:
+                    task.cancel()
                 for pool in self.pools.values():
                     pool.stop()
-                tasks[-1].cancel()
         finally:
             for runner in runners:
                 await runner.cleanup()
+            for path in bound:
+                path.unlink(missing_ok=True)
             self._verify_threads.shutdown()
             self._hash_threads.shutdown()
             self.registry.close()
 
-    async def _start_sites(self, services: Services, runners: list[web.AppRunner]) -> None:
+    async def _follow(self, following: Following) -> None:
+        """Answer the leader; when it has gone, stop."""
+        await following.answer_leader(self.answer_leader)
+        self.request_stop()
+
+    async def _start_sites(self, services: Services, runners: list[web.AppRunner], bound: list[Path]) -> None:
         settings = self._settings.web
         applications = []
         if settings.health is not None:
@@ -214,30 +272,41 @@ class Daemon:
             runners.append(runner)
             try:
                 await start_site(runner, settings, officers=officers)
+                if officers and settings.officer_socket is not None:
+                    bound.append(settings.officer_socket)
             except OSError as error:
                 raise ConfigError(f"cannot listen: {error}", hint="see web: in the configuration") from error
 
     async def _finish_unfinished_keys(self) -> None:
-        """Once each token is up: keys that a crash left half made."""
-        for name, pool in self.pools.items():
-            if not any(row[2] == name for row in self.registry.unfinished_keys()):
-                continue
-            while not pool.is_up:
-                await asyncio.sleep(0.1)
-            await self.holdings.finish_unfinished(name, pool)
+        """Once its token is up: keys that a crash, of ours or of a worker, left half made."""
+        while True:
+            await self.holdings.unfinished.wait()
+            self.holdings.unfinished.clear()
+            waiting = {row[2] for row in await asyncio.to_thread(self.registry.unfinished_keys)}
+            for name in waiting & self.pools.keys():
+                pool = self.pools[name]
+                try:
+                    if pool.is_up:
+                        await self.holdings.finish_unfinished(name, pool)
+                        continue
+                except ApplianceError as error:
+                    log.warning("keys half made on token %s: %s", name, error)
+                self.holdings.unfinished.set()  # its token is away: look again
+            await asyncio.sleep(UNFINISHED_TICK_S)
 
     async def _drain(self) -> None:
         """Finish what was accepted, refuse what comes."""
         log.info("draining: %d requests accepted and not answered", self.pipeline.live_requests)
         self.pipeline.draining = True
         self.server.stop_listening()
+        deadline_at = self.server.clock() + self._settings.times.drain_s
         try:
             async with asyncio.timeout(self._settings.times.drain_s):
                 while self.pipeline.live_requests:
                     await asyncio.sleep(DRAIN_TICK_S)
         except TimeoutError:
             log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
-        await self.server.close()
+        await self.server.close(deadline_at)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -247,18 +316,20 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="read the configuration, say what is wrong, and end"
     )
     parser.add_argument("--allow-root", action="store_true", help="run as root; for demonstrations and tests")
+    parser.add_argument("--follow", help=argparse.SUPPRESS)  # how the leading front starts the others
     parser.add_argument("--version", action="version", version=f"cloud-seald {__version__}")
     return parser
 
 
-async def _serve(settings: Settings) -> None:
-    daemon = Daemon(settings)
+async def _serve(settings: Settings, config: Path, following: Following | None) -> None:
+    place = Place(0 if following is None else following.index, settings.front_processes)
+    daemon = Daemon(settings, config, place)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
-    await daemon.run()
+    await daemon.run(following)
 
 
 def _report(error: ApplianceError) -> int:
@@ -285,14 +356,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(settings)
             print(f"{options.config}: good")
             return 0
-        if os.geteuid() == 0 and not options.allow_root:
+        following = Following.parse(options.follow) if options.follow is not None else None
+        if os.geteuid() == 0 and not options.allow_root and following is None:
             raise ConfigError(
                 "cloud-seald does not run as root", hint="use a user of its own, or --allow-root"
             )
         logging.basicConfig(
             level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings, options.config.resolve(), following))
     except ApplianceError as error:
         return _report(error)
     except ExceptionGroup as group:  # what a task group makes of an error at start-up

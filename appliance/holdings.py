@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -47,7 +47,12 @@ class Holdings:
     def __init__(self, registry: Registry, id_source: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self._registry = registry
         self._id_source = id_source
+        self.announce: Callable[[str, str], Awaitable[None]] = _nobody_else
+        """Called with ``key`` or ``account`` and a name, after a change and before the act is answered."""
         self._acts = asyncio.Lock()
+        self.unfinished = asyncio.Event()
+        """Set where a key's making may have been cut short; ``finish_unfinished`` is due once its token is up."""
+        self.unfinished.set()  # an earlier process may have left some
         self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
         self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
 
@@ -70,15 +75,20 @@ class Holdings:
         async with self._acts:
             await self._finish_unfinished(token, maker)  # perhaps an earlier try at this very name
             await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm)
-            # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it. So does
-            # every failure but a refusal: a worker that has died or is late may have made the key all the same.
+            # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
             try:
                 public = await maker.create_key(key_id, name, algorithm)
-            except (RequestError, SignerFailed):
+            except (RequestError, SignerFailed):  # the token says no: there is no key
                 await asyncio.shield(asyncio.to_thread(self._registry.abandon_key, name))
+                raise
+            except BaseException:
+                # The worker died, or did not answer, perhaps after the token had made it: the row stays, and the
+                # token is asked, as after a crash.
+                self.unfinished.set()
                 raise
             key = await asyncio.to_thread(self._registry.finish_key, name, public)
             self._keys[name] = key
+            await self.announce("key", name)
         return key
 
     async def finish_unfinished(self, token: str, maker: KeyMaker) -> None:
@@ -98,6 +108,7 @@ class Holdings:
             if point:
                 public = PublicKey(algorithm, bytes.fromhex(point))
                 self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
+                await self.announce("key", name)
                 log.warning(
                     "key %r: its making was cut short after the token had made it; it is usable", name
                 )
@@ -111,7 +122,15 @@ class Holdings:
             key = await asyncio.to_thread(self._registry.set_key_disabled, name, disabled)
             self._keys[name] = key
             maker.forget_key(name)
+            await self.announce("key", name)
         return key
+
+    async def refresh(self, kind: str, name: str) -> None:
+        """The leading front has changed a key or an account: read it again."""
+        if kind == "key":
+            self._keys[name] = await asyncio.to_thread(self._registry.key, name)
+        else:
+            self._accounts[name] = await asyncio.to_thread(self._registry.account, name)
 
     # Accounts -------------------------------------------------------------------------------------------
 
@@ -125,6 +144,7 @@ class Holdings:
         async with self._acts:
             await asyncio.to_thread(self._registry.create_account, account)
             self._accounts[account.name] = account
+            await self.announce("account", account.name)
         return account
 
     async def set_account_password(self, name: str, password_hash: str) -> None:
@@ -132,12 +152,14 @@ class Holdings:
         async with self._acts:
             await asyncio.to_thread(self._registry.set_account_password, name, password_hash)
             self._accounts[name] = replace(self._accounts[name], password_hash=password_hash)
+            await self.announce("account", name)
 
     async def set_account_disabled(self, name: str, disabled: bool) -> None:
         """In force from the next request on, on open connections too."""
         async with self._acts:
             await asyncio.to_thread(self._registry.set_account_disabled, name, disabled)
             self._accounts[name] = replace(self._accounts[name], disabled=disabled)
+            await self.announce("account", name)
 
     async def grant(self, account: str, key_name: str) -> None:
         """Let the account use a key, or with ``*`` every key."""
@@ -147,6 +169,7 @@ class Holdings:
             await asyncio.to_thread(self._registry.grant, account, key_name)
             known = self._accounts[account]
             self._accounts[account] = replace(known, grants=known.grants | {key_name})
+            await self.announce("account", account)
 
     async def revoke(self, account: str, key_name: str) -> None:
         """In force from the next request on."""
@@ -154,6 +177,11 @@ class Holdings:
             await asyncio.to_thread(self._registry.revoke, account, key_name)
             known = self._accounts[account]
             self._accounts[account] = replace(known, grants=known.grants - {key_name})
+            await self.announce("account", account)
+
+
+async def _nobody_else(kind: str, name: str) -> None:
+    """There is one front."""
 
 
 def check_name(name: str, what: str) -> None:

@@ -48,6 +48,7 @@ SECONDS: Final = (
     10,
 )
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
+NOT_SUMMED: Final = (b"cloudseal_build", b"cloudseal_token_up")
 REQUEST_TYPES: Final = ("sign", "verify", "status", "ping")
 
 
@@ -225,3 +226,25 @@ class _Reader(Collector):
             for token, value in values.items():
                 family.add_metric([token], value)
             yield family
+
+
+def merge_pages(pages: Sequence[bytes]) -> bytes:
+    """One page from those of all fronts: every series exists in each, and the values add up.
+
+    Except for what says yes or no: the version, and whether a token is up.
+    """
+    totals: dict[bytes, float] = {}
+    for page in pages:
+        for line in page.splitlines():
+            if not line.startswith(b"#"):
+                series, _, value = line.rpartition(b" ")
+                if series.startswith(NOT_SUMMED):
+                    totals[series] = max(totals.get(series, 0.0), float(value))
+                else:
+                    totals[series] = totals.get(series, 0.0) + float(value)
+    lines = [
+        line if line.startswith(b"#") else b"%s %s" % (series, str(totals[series]).encode())
+        for line in pages[0].splitlines()
+        for series in (line.rpartition(b" ")[0],)
+    ]
+    return b"\n".join(lines) + b"\n"

@@ -221,13 +221,16 @@ class Registry:
         grants: dict[str, set[str]] = {}
         for account, key_name in self._rows("SELECT account, key_name FROM key_grant"):
             grants.setdefault(account, set()).add(key_name)
-        rows = self._rows(
-            "SELECT name, password_hash, uid, certificate_sha256, disabled FROM account ORDER BY name"
-        )
-        return [
-            Account(name, hash_, uid, fingerprint, bool(disabled), frozenset(grants.get(name, ())))
-            for name, hash_, uid, fingerprint, disabled in rows
-        ]
+        rows = self._rows(f"{_SELECT_ACCOUNT} ORDER BY name")
+        return [_account(row, grants.get(row[0], set())) for row in rows]
+
+    def account(self, name: str) -> Account:
+        """The one of that name with its grants, else ``NotFound``."""
+        rows = self._rows(f"{_SELECT_ACCOUNT} WHERE name = ?", name)
+        if not rows:
+            raise NotFound(f"no account {name!r}", hint="cloud-seal account list")
+        grants = self._rows("SELECT key_name FROM key_grant WHERE account = ?", name)
+        return _account(rows[0], {key_name for (key_name,) in grants})
 
     def set_account_password(self, name: str, password_hash: str) -> None:
         """Replace the hash."""
@@ -281,6 +284,14 @@ def _statements(script: str) -> Iterator[str]:
 
 
 _SELECT_KEY: Final = "SELECT name, key_id, token, algorithm, point, state, created_at FROM key"
+
+
+_SELECT_ACCOUNT: Final = "SELECT name, password_hash, uid, certificate_sha256, disabled FROM account"
+
+
+def _account(row: tuple[Any, ...], grants: set[str]) -> Account:
+    name, password_hash, uid, fingerprint, disabled = row
+    return Account(name, password_hash, uid, fingerprint, bool(disabled), frozenset(grants))
 
 
 def _key(row: tuple[Any, ...]) -> HeldKey:

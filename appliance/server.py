@@ -7,7 +7,8 @@ Rules:
 
 * A permit for a frame's whole payload is taken before the payload is kept. Where there is none, the connection's
   socket is not read until there is: back-pressure reaches the client.
-* A client that does not read its answers is not read either.
+* A client that does not read its answers is not read either, and after ``frame_s`` without taking a byte it is cut
+  off: the permits that it holds are wanted by others.
 * What a connection wrote in one turn of the loop leaves in one call.
 * TCP is TLS 1.3 or nothing.
 
@@ -25,6 +26,7 @@ import ssl
 import struct
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.5
 """How often slow frames are looked for."""
+CLOSE_TICK_S: Final = 0.01
+CLOSE_GRACE_S: Final = 1.0
+"""For the farewells of TLS, once all answers have gone."""
 WRITE_HIGH_WATER_LEN: Final = 1 << 20
 """Answers that may wait in a socket's buffer before we stop reading from it; a window of answers is some 8 MiB."""
 _UCRED: Final = struct.Struct("3i")
@@ -94,9 +99,12 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._write_paused = False
         self._processing = False
-        self._frame_began_at: float | None = None  # the first byte of a frame that is not whole yet
+        self._frame_began_at = 0.0  # 0: none has begun
         self._connected_at = 0.0
-        self._closed_at: float | None = None
+        self._unsent_len = (
+            0  # what waited to be sent when it was last looked at, and since when it has not shrunk
+        )
+        self._stuck_since = 0.0
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
 
@@ -160,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._processing = True
         try:
             while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
-                self._frame_began_at = None
+                self._frame_began_at = 0.0  # what follows is another frame, with as much time
                 session.frame(frame)
         except ProtocolError as error:
             self._server.count_protocol_error()
@@ -168,8 +176,8 @@ class Connection(asyncio.Protocol):
         finally:
             self._processing = False
         if not self._reader.mid_frame:
-            self._frame_began_at = None
-        elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
+            self._frame_began_at = 0.0
+        elif not self._frame_began_at:
             self._frame_began_at = self._server.clock()
         self._server.pipeline.pump()
 
@@ -188,7 +196,7 @@ class Connection(asyncio.Protocol):
             return False
         self._held_len += length
         self._paused = False
-        self._frame_began_at = self._server.clock()  # that it waited for us is not the client's slowness
+        self._frame_began_at = 0.0  # the time it waited for us is not its fault
         self._reader.unblock()
         asyncio.get_running_loop().call_soon(self._process)
         self._update_reading()
@@ -203,21 +211,33 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def check_time(self, now: float) -> None:
-        """A client gets so long for HELLO, for a frame it has begun, and to read what was said before a close."""
+        """A client gets so long for HELLO, for a frame it has begun, and to take what waits for it."""
         session = self._session
-        if session is None:
-            return
         times = self._server.settings.times
-        if session.state is State.CLOSED:
-            if self._closed_at is not None and now - self._closed_at > times.frame_s:
-                self.abort()  # it holds permits until it is gone, and a client that reads nothing would never go
+        if self._is_stuck(now, times.frame_s):
+            log.info("a client that does not read its answers is cut off")
+            self.abort()
             return
-        if self._paused or self._write_paused:
+        if session is None or self._paused or self._write_paused:
             return
         if session.state is State.NEW and now - self._connected_at > times.hello_s:
             session.fail(ProtocolError(f"no HELLO within {times.hello_s:g} s"))
-        elif self._frame_began_at is not None and now - self._frame_began_at > times.frame_s:
+        elif self._frame_began_at and now - self._frame_began_at > times.frame_s:
             session.fail(ProtocolError(f"a frame was not whole within {times.frame_s:g} s"))
+
+    @property
+    def unsent_len(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def _is_stuck(self, now: float, patience_s: float) -> bool:
+        """Whether bytes wait, or the end of the connection does, and nothing has moved for so long."""
+        unsent_len = self.unsent_len
+        closing = self._transport is not None and self._transport.is_closing()
+        if not (unsent_len or closing) or unsent_len < self._unsent_len or not self._stuck_since:
+            self._stuck_since = now
+        self._unsent_len = unsent_len
+        return now - self._stuck_since > patience_s
 
     # What the session sees ------------------------------------------------------------------------------
 
@@ -234,8 +254,6 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """After what was written has gone."""
-        if self._closed_at is None:
-            self._closed_at = self._server.clock()
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -274,44 +292,27 @@ class WireServer:
         self.metrics = metrics
         self.clock = clock
         self.permits = Permits(settings.window.max_buffered_len)
-        self.tcp_port = 0
         self._connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
 
-    async def start(self) -> None:
-        """Listen; ``ConfigError`` where that cannot be."""
-        listen = self.settings.listen
-        try:
-            if listen.unix_socket is not None:
-                await self._listen_unix(listen.unix_socket, int(listen.unix_socket_mode, 8))
-            if listen.tcp is not None:
-                await self._listen_tcp(listen)
-        except OSError as error:
-            raise ConfigError(f"cannot listen: {error}", hint="is another cloud-seald running?") from error
-
-    async def _listen_unix(self, path: Path, mode: int) -> None:
+    async def start(self, listeners: Listeners) -> None:
+        """Accept connections on sockets that are bound already, by us or by the leading front."""
         loop = asyncio.get_running_loop()
-        sock = bind_unix_socket(path, mode)
-        server = await loop.create_unix_server(
-            lambda: Connection(self, is_tls=False), sock=sock, backlog=self.settings.listen.backlog
-        )
-        self._servers.append(server)
-        log.info("listening on %s", path)
-
-    async def _listen_tcp(self, listen: ListenSettings) -> None:
-        assert listen.tcp is not None
-        host, port = split_address(listen.tcp)
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self, is_tls=True),
-            host,
-            port,
-            ssl=tls_context(listen),
-            ssl_handshake_timeout=self.settings.times.hello_s,
-            backlog=listen.backlog,
-        )
-        self._servers.append(server)
-        self.tcp_port = server.sockets[0].getsockname()[1]
-        log.info("listening on %s port %d, TLS 1.3", host, self.tcp_port)
+        listen = self.settings.listen
+        if listeners.unix is not None:
+            unix = await loop.create_unix_server(
+                lambda: Connection(self, is_tls=False), sock=listeners.unix, backlog=listen.backlog
+            )
+            self._servers.append(unix)
+        if listeners.tcp is not None:
+            tcp = await loop.create_server(
+                lambda: Connection(self, is_tls=True),
+                sock=listeners.tcp,
+                ssl=tls_context(listen),
+                ssl_handshake_timeout=self.settings.times.hello_s,
+                backlog=listen.backlog,
+            )
+            self._servers.append(tcp)
 
     async def watch(self) -> None:
         """Look for clients that are too slow, until cancelled."""
@@ -347,21 +348,53 @@ class WireServer:
             if connection.session is not None:
                 connection.session.goaway()
 
-    async def close(self) -> None:
-        """Close what is left, after what was written has gone."""
+    async def close(self, deadline_at: float) -> None:
+        """Close what is left, after what was written has gone, or at the deadline."""
         connections = list(self._connections)
+        while any(one.unsent_len for one in connections) and self.clock() < deadline_at:
+            await asyncio.sleep(CLOSE_TICK_S)
         for connection in connections:
             connection.close()
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(CLOSE_GRACE_S):
                 while self._connections:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(CLOSE_TICK_S)
         except TimeoutError:
             for connection in list(self._connections):
                 connection.abort()
-        path = self.settings.listen.unix_socket
-        if path is not None:
-            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets that approval systems connect to; all front processes share them."""
+
+    unix: socket.socket | None
+    tcp: socket.socket | None
+
+    @property
+    def both(self) -> tuple[socket.socket | None, socket.socket | None]:
+        """In the order of the fields."""
+        return (self.unix, self.tcp)
+
+
+def bind_listeners(listen: ListenSettings) -> Listeners:
+    """Bind what the settings name; ``ConfigError`` where that cannot be."""
+    unix = tcp = None
+    try:
+        if listen.unix_socket is not None:
+            unix = bind_unix_socket(listen.unix_socket, int(listen.unix_socket_mode, 8))
+            log.info("listening on %s", listen.unix_socket)
+        if listen.tcp is not None:
+            host, port = split_address(listen.tcp)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            tcp = socket.create_server((host, port), family=family, backlog=listen.backlog)
+            log.info("listening on %s port %d, TLS 1.3", host, tcp.getsockname()[1])
+    except OSError as error:
+        if unix is not None and listen.unix_socket is not None:
+            unix.close()
+            listen.unix_socket.unlink(missing_ok=True)
+        raise ConfigError(f"cannot listen: {error}", hint="is another cloud-seald running?") from error
+    return Listeners(unix, tcp)
 
 
 def bind_unix_socket(path: Path, mode: int) -> socket.socket:
@@ -377,7 +410,7 @@ def bind_unix_socket(path: Path, mode: int) -> socket.socket:
                 raise ConfigError(f"{path} is in use", hint="is another cloud-seald running?")
     sock = socket.socket(socket.AF_UNIX)
     try:
-        # The file is made private, then opened up: there is no moment in which others may connect.
+        # Nobody can connect before somebody listens, and by then the mode is set.
         sock.bind(str(path))
         path.chmod(mode)
     except OSError:

@@ -142,6 +142,7 @@ class Settings:
     auth: AuthSettings = field(default_factory=AuthSettings)
     verify: VerifySettings = field(default_factory=VerifySettings)
     web: WebSettings = field(default_factory=WebSettings)
+    front_processes: int = _limited(1, 1, 64)
     log_level: str = "info"
 
 

@@ -9,7 +9,8 @@ Rules:
 * The front never loads a PKCS#11 module, and the PIN is read for each start, sent over the link and forgotten.
 * A worker is replaced by a new process: that is how a module is reloaded. A refused PIN is never sent again by
   itself, for a retried PIN locks the token; SIGHUP, or a restart, tries again.
-* A worker that has not answered a slice within ``slice_deadline_s`` hangs and is killed.
+* A worker that has not answered a slice, or a look for a key, within ``slice_deadline_s`` hangs and is killed; one
+  that is asked to make or list keys gets ``REQUEST_TIMEOUT_S``.
 * A key is used on a worker only after a signature over our random challenge has verified against the public half.
 
 Crash story: a worker that dies takes nothing along; the dispatcher gives its slices to another or to its successor.
@@ -69,6 +70,7 @@ class SignerWorker(asyncio.Protocol):
         self.slices: dict[int, Slice] = {}
         self.last_failure = ""
         self._loads: dict[int, tuple[HeldKey, bytes]] = {}
+        self._heard_at = 0.0  # when it last answered, or was given something to do while it had nothing
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._sequence = 0
         self._buffer = bytearray()
@@ -97,6 +99,8 @@ class SignerWorker(asyncio.Protocol):
             return
         challenge = secrets.token_bytes(DIGEST_LEN)
         sequence = self._next()
+        if not (self._loads or self.slices or self._requests):
+            self._heard_at = self.pool.now
         self._loads[sequence] = (key, challenge)
         document = {
             "id": key.key_id.hex(),
@@ -115,6 +119,7 @@ class SignerWorker(asyncio.Protocol):
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 return await future
         except TimeoutError:
+            self.pool.hung(self)
             raise Unavailable("the signer worker did not answer in time") from None
         finally:
             self._requests.pop(sequence, None)
@@ -186,6 +191,7 @@ class SignerWorker(asyncio.Protocol):
             self._transport.abort()
 
     def _frame(self, kind: int, sequence: int, payload: bytes) -> None:
+        self._heard_at = self.pool.now
         if kind == link.Kind.SIGNED:
             answer = link.unpack_signed(memoryview(payload))
             piece = self.slices.pop(sequence)
@@ -233,7 +239,9 @@ class SignerWorker(asyncio.Protocol):
             self.pool.key_ready(key)
 
     def hangs(self, now: float, deadline_s: float) -> bool:
-        """Whether a slice has been out for longer than any may take."""
+        """Whether a slice or a look for a key has been out for longer than any may take."""
+        if self._loads and not self._requests and now - self._heard_at > deadline_s:
+            return True
         return any(now - piece.sent_at > deadline_s for piece in self.slices.values())
 
 
@@ -274,6 +282,11 @@ class SignerPool:
     # What the pipeline sees -----------------------------------------------------------------------------
 
     @property
+    def now(self) -> float:
+        """The clock's time."""
+        return self._clock()
+
+    @property
     def is_up(self) -> bool:
         """Whether at least one worker can sign."""
         return bool(self._workers)
@@ -284,7 +297,8 @@ class SignerPool:
 
     def submit(self, work: Work) -> None:
         """Accept work, or raise ``Unavailable`` or ``Busy``."""
-        if self.state in ("down", "pin_refused", "stopped"):
+        # A refused PIN ends starts, not the workers that are logged in already.
+        if self.state in ("down", "stopped") or (self.state == "pin_refused" and not self._workers):
             raise self._unavailable()
         refusal = self.refused_keys.get(work.key)
         if refusal is not None:
@@ -334,6 +348,10 @@ class SignerPool:
         answer = await self._any_worker().request(link.Kind.LIST_KEYS, {})
         return list(answer["keys"])
 
+    def check_available(self) -> None:
+        """``Unavailable`` where there is no worker to ask."""
+        self._any_worker()
+
     def _any_worker(self) -> SignerWorker:
         if not self._workers:
             raise (
@@ -350,7 +368,8 @@ class SignerPool:
     def _want_key(self, name: str) -> None:
         """The dispatcher has work for a key that no worker has loaded."""
         key = self._find_key(name)
-        if key is None:
+        if key is None:  # switched off after the work was accepted, and no worker has it loaded any more
+            self.dispatcher.fail_key(name, Conflict(f"key {name!r} is disabled"))
             return
         self._recent_keys[name] = None
         self._recent_keys.move_to_end(name)
@@ -403,9 +422,13 @@ class SignerPool:
     async def run(self) -> None:
         """Keep the workers running until cancelled or ``stop`` is called."""
         async with asyncio.TaskGroup() as group:
-            for index in range(self.profile.workers):
+            supervisors = [
                 group.create_task(self._supervise(index), name=f"{self.name}/{index}")
-            group.create_task(self._tick(), name=f"{self.name}/tick")
+                for index in range(self.profile.workers)
+            ]
+            tick = group.create_task(self._tick(), name=f"{self.name}/tick")
+            await asyncio.wait(supervisors)
+            tick.cancel()
 
     def stop(self) -> None:
         """No more starts; the workers are asked to end. Call it when nothing is in flight."""
@@ -414,11 +437,14 @@ class SignerPool:
         self._retry_now.set()
         for worker in list(self._workers):
             worker.stop()
+        for worker in list(self._processes):
+            if worker not in self._workers:
+                self._kill(worker)  # it is starting, or ending: nobody waits for it
 
     def retry(self) -> None:
         """Try a refused PIN again: the operator says that the file holds another one now."""
         if self.state == "pin_refused":
-            self.state = "starting"
+            self.state = "up" if self._workers else "starting"
         self._retry_now.set()
         self._retry_now.clear()  # whoever waits has been woken
 
@@ -429,9 +455,17 @@ class SignerPool:
             now = self._clock()
             for worker in self._workers:
                 if worker.hangs(now, self._settings.slice_deadline_s):
-                    log.error("signer %s/%d hangs: killed", self.name, worker.index)
-                    self._metrics.worker_hung(self.name)
-                    self._kill(worker)
+                    self.hung(worker)
+        await asyncio.sleep(EXIT_GRACE_S)
+        for worker in list(self._workers):
+            log.error("signer %s/%d does not end: killed", self.name, worker.index)
+            self._kill(worker)
+
+    def hung(self, worker: SignerWorker) -> None:
+        """It did not answer in time: its successor will."""
+        log.error("signer %s/%d hangs: killed", self.name, worker.index)
+        self._metrics.worker_hung(self.name)
+        self._kill(worker)
 
     def _kill(self, worker: SignerWorker) -> None:
         process = self._processes.get(worker)
@@ -472,6 +506,9 @@ class SignerPool:
             async with (
                 self._start_turn
             ):  # staggered: some modules fail when many processes initialise at once
+                if not self._may_spawn():
+                    # While this one waited for its turn another was refused: the same PIN is not sent again.
+                    return False
                 await self._spawn(worker)
                 async with asyncio.timeout(self.profile.start_timeout_s):
                     await worker.ready
@@ -481,12 +518,14 @@ class SignerPool:
         except (OSError, TimeoutError, ApplianceError) as error:
             self._kill(worker)
             reason = worker.last_failure or str(error) or "it did not become ready in time"
-            log.error("signer %s/%d did not start: %s", self.name, worker.index, reason)
-            self._start_failed(reason)
+            self._start_failed(worker, reason)
             return False
         if worker.gone.is_set():
             return True
         self._workers.append(worker)
+        if self._stopping:
+            worker.stop()
+            return True
         self.state, self.down_reason = "up", ""
         for name in list(self._recent_keys):
             key = self._find_key(name)
@@ -495,6 +534,9 @@ class SignerPool:
         self._metrics.workers_up(self.name, len(self._workers))
         self.dispatcher.worker_up(worker)
         return True
+
+    def _may_spawn(self) -> bool:
+        return not self._stopping and self.state != "pin_refused"
 
     async def _spawn(self, worker: SignerWorker) -> None:
         pin = self._read_pin()
@@ -515,6 +557,8 @@ class SignerPool:
         finally:
             theirs.close()
         self._processes[worker] = process
+        if self._stopping:
+            process.kill()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: worker, sock=ours)
         worker.start(self.profile, pin)
@@ -526,7 +570,11 @@ class SignerPool:
         if not worker.ready.done():
             worker.ready.set_exception(Unavailable(worker.last_failure))
 
-    def _start_failed(self, reason: str) -> None:
+    def _start_failed(self, worker: SignerWorker, reason: str) -> None:
+        if self._stopping:
+            return
+        if reason != self.down_reason:  # once, however often it is tried
+            log.error("signer %s/%d did not start: %s", self.name, worker.index, reason)
         self.down_reason = reason
         if not self._workers and not self._stopping:
             if self.state != "pin_refused":
@@ -539,6 +587,8 @@ class SignerPool:
             self._workers.remove(worker)
             self._metrics.workers_up(self.name, len(self._workers))
         self.dispatcher.worker_gone(worker, slices)
+        if self.state == "pin_refused" and not self._workers:
+            self.dispatcher.fail_all(self._unavailable())  # nobody will come after it
 
     async def _reap(self, worker: SignerWorker) -> None:
         """Wait for the process to end; one that hangs in its module is killed."""

@@ -27,8 +27,9 @@ from appliance import certificates
 from appliance.accounts import Authenticator
 from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, Unavailable
+from appliance.fronts import Fronts
 from appliance.holdings import Holdings
-from appliance.metrics import Metrics
+from appliance.metrics import Metrics, merge_pages
 from appliance.pipeline import Pipeline
 from appliance.policy import Account, HeldKey
 from appliance.server import bind_unix_socket, peer_uid
@@ -51,6 +52,17 @@ class Services:
     pipeline: Pipeline
     authenticator: Authenticator
     metrics: Metrics
+    fronts: Fronts
+
+    async def status(self) -> dict[str, Any]:
+        """The leading front's status; those of the others under ``fronts``."""
+        status = self.pipeline.appliance_status()
+        others = await self.fronts.ask("status")
+        if others:
+            status["fronts"] = others
+            if status["state"] == "ready" and any(other["state"] != "ready" for other in others):
+                status["state"] = "degraded"
+        return status
 
 
 def health_application(services: Services) -> web.Application:
@@ -60,11 +72,13 @@ def health_application(services: Services) -> web.Application:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        status = services.pipeline.appliance_status()
+        status = await services.status()
         return web.json_response(status, status=200 if status["state"] == "ready" else 503)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=services.metrics.page(), content_type="text/plain", charset="utf-8")
+        others = [answer["page"].encode() for answer in await services.fronts.ask("metrics")]
+        page = merge_pages([services.metrics.page(), *others]) if others else services.metrics.page()
+        return web.Response(body=page, content_type="text/plain", charset="utf-8")
 
     application = web.Application(client_max_size=MAX_BODY_LEN)
     application.router.add_get("/healthz", healthz)
@@ -143,7 +157,7 @@ class _Officers:
         router.add_delete("/v1/accounts/{name}/grants/{key}", self._revoke)
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._services.pipeline.appliance_status())
+        return web.json_response(await self._services.status())
 
     # Keys
 
@@ -158,6 +172,7 @@ class _Officers:
         fields = await _fields(request, {"name": str, "algorithm": str}, {"token": str})
         algorithm = Algorithm.from_label(fields["algorithm"])
         pool = self._pool_for(algorithm, fields.get("token"))
+        pool.check_available()  # before a row is written that only the token could settle
         key = await self._holdings.create_key(fields["name"], pool.name, algorithm, pool)
         return web.json_response(self._key_document(key), status=201)
 

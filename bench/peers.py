@@ -32,6 +32,9 @@ HERE = Path(__file__).resolve().parent
 SERVER_START_S = 10
 """p11-kit's server is up in milliseconds; ten seconds is long enough for a machine under load."""
 
+MAX_BLOCKING_BATCH = 4096
+"""A larger request could fill the socket while the worker waits for its answer to be taken: a deadlock."""
+
 Measurement = dict[str, Any]
 
 
@@ -134,6 +137,8 @@ def signer_worker(
     profile: dict[str, Any], target: Target, seconds: float, *, batch: int, workers: int
 ) -> Measurement:
     """Signer workers by themselves: a blocking front keeps two batches in flight at each."""
+    if batch > MAX_BLOCKING_BATCH:
+        raise ValueError(f"a blocking front takes batches of at most {MAX_BLOCKING_BATCH}, got {batch}")
     pin = target.pin_file.read_bytes().strip()
     fronts = [_LoneWorker(profile, pin, target.key_id, batch) for _ in range(workers)]  # one after the other
     try:

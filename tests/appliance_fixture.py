@@ -34,13 +34,14 @@ from typing import Any, Self, TypeVar
 
 import pytest
 import yaml
-from appliance import wire
-from appliance.client import Client
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from appliance import wire
+from appliance.client import Client
 
 T = TypeVar("T")
 
@@ -86,7 +87,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
     async def whole() -> T:
         result = await coroutine
-        left = {task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()}
+        left = {
+            task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()
+        }
         assert not left, f"tasks left over: {left}"
         return result
 
@@ -520,7 +523,9 @@ class Appliance:
 
     def http(self, path: str) -> Answer:
         """One call of the health interface."""
-        return _exchange(http.client.HTTPConnection("127.0.0.1", self.health_port, timeout=60), "GET", path, None)
+        return _exchange(
+            http.client.HTTPConnection("127.0.0.1", self.health_port, timeout=60), "GET", path, None
+        )
 
     def status(self) -> dict[str, Any]:
         """The appliance's status, as officers see it."""

@@ -27,9 +27,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,30 +78,35 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="show it all: token, daemon, a batch of signatures, verified by OpenSSL",
         description="Make a demonstration token, start a daemon, sign a batch, verify it, stop the daemon.",
     )
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=partial(_demo, groups.choices))
     command.add_argument(
         "--directory", metavar="DIR", type=Path, default=Path(".demo"), help="default: %(default)s"
     )
     command.add_argument("--items", metavar="N", type=int, default=20_000, help="default: %(default)s")
 
 
-def _demo(args: argparse.Namespace, screen: Screen) -> Answer:
+Commands = Mapping[str, argparse.ArgumentParser]
+"""The command line's commands by name: what a person may type."""
+
+
+def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answer:
     began_at = time.monotonic()
     directory: Path = args.directory
     config = directory / "appliance.yaml"
     if shutil.which("openssl") is None:
         raise Unavailable("OpenSSL's program is not installed", hint="apt-get install openssl")
+    typist = _Typist(commands, config, screen)
     screen.heading("A token and a configuration")
-    _type(screen, "init", "--directory", str(directory), "--demo-token")
+    screen.note(f"$ cloud-seal init --directory {directory} --demo-token")
     steps = initialise(directory, demo_token=True, health=f"127.0.0.1:{_free_port()}")
     made = sum(step["done"] == "made" for step in steps)
     screen.note(f"{made} things made, {len(steps) - made} kept")
     settings = load_settings(config)
     screen.heading("The daemon")
     with running_daemon(config, settings, screen) as daemon:
-        results = [_play(act, directory, config, settings, args.items, screen) for act in ACTS]
+        results = [_play(act, directory, settings, args.items, typist) for act in ACTS]
         screen.heading("How the appliance is")
-        _run_command(screen, config, "status")
+        typist.run("status")
         counted = _metrics(settings)
     screen.heading("The end")
     screen.note(
@@ -139,9 +145,8 @@ def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Tab
 # One key ----------------------------------------------------------------------------------------------------
 
 
-def _play(
-    act: Act, directory: Path, config: Path, settings: Settings, items: int, screen: Screen
-) -> dict[str, Any]:
+def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Typist) -> dict[str, Any]:
+    screen = typist.screen
     screen.heading(f"A key in the token: {act.algorithm}")
     assert settings.web.officer_socket is not None
     officer = Officer(settings.web.officer_socket)
@@ -149,7 +154,7 @@ def _play(
         record = officer.call("GET", "keys", act.key)
         screen.note(f"{act.key} was made by an earlier run, in the same token")
     except NotFound:
-        _run_command(screen, config, "key", "create", act.key, "--algorithm", act.algorithm)
+        typist.run("key", "create", act.key, "--algorithm", act.algorithm)
         record = officer.call("GET", "keys", act.key)
     pem_path = directory / f"{act.key}.pem"
     write_durably(pem_path, f"{spki_pem(record)}\n".encode())
@@ -161,9 +166,10 @@ def _play(
         out,
     ):  # the job file first: an output without one is refused, not continued
         stale.unlink(missing_ok=True)
-    job = _run_command(
-        screen, config, "stream", "--key", act.key, "--synthetic", str(items), "--out", str(out), "--format", "binary"
-    )  # fmt: skip
+    count = str(items)
+    job = typist.run(
+        "stream", "--key", act.key, "--synthetic", count, "--out", str(out), "--format", "binary"
+    )
 
     screen.heading("Verified")
     signatures = out.read_bytes()
@@ -313,16 +319,18 @@ def _metrics(settings: Settings) -> dict[str, float]:
 # Typing -----------------------------------------------------------------------------------------------------
 
 
-def _type(screen: Screen, *words: str) -> None:
-    screen.note(f"$ cloud-seal {' '.join(words)}")
+@dataclass(frozen=True, slots=True)
+class _Typist:
+    """Types commands as a person would, and shows what it types."""
 
+    commands: Commands
+    config: Path
+    screen: Screen
 
-def _run_command(screen: Screen, config: Path, *words: str) -> Any:
-    """Run one command as a person would; its answer's document."""
-    from appliance.cli.main import build_parser
-
-    _type(screen, *words)
-    args = build_parser().parse_args((*words, "--config", str(config)))
-    answer: Answer = args.run(args, screen)
-    screen.show(answer)
-    return answer.document
+    def run(self, name: str, *words: str) -> Any:
+        """Run one command; its answer's document."""
+        self.screen.note(f"$ cloud-seal {' '.join((name, *words))}")
+        args = self.commands[name].parse_args((*words, "--config", str(self.config)))
+        answer: Answer = args.run(args, self.screen)
+        self.screen.show(answer)
+        return answer.document

@@ -40,8 +40,7 @@ static void crash(void) {
 
 static CK_RV consult_plan(struct call *call) {
     struct module *m = call->module;
-    bool token_out = false;
-    call->fault = fault_next(&m->faults, call->id, &token_out);
+    call->fault = fault_next(&m->faults, call->id, &call->token_out);
     switch (call->fault.action) {
     case FAULT_FAIL:
         return call->fault.rv;
@@ -63,7 +62,7 @@ static CK_RV consult_plan(struct call *call) {
     default:
         break;
     }
-    if (token_out && !works_without_token(call->id))
+    if (call->token_out && !works_without_token(call->id))
         return names_a_slot(call->id) ? CKR_TOKEN_NOT_PRESENT : CKR_DEVICE_REMOVED;
     return CKR_OK;
 }
@@ -78,12 +77,48 @@ CK_RV call_enter(struct call *call, enum call_id id) {
     return call->module->faults.on ? consult_plan(call) : CKR_OK;
 }
 
+/* The operation that this call goes on with: as with a real device, a failure ends it. */
+static CK_FLAGS operation_of(enum call_id id) {
+    switch (id) {
+    case CALL_C_Sign:
+    case CALL_C_SignUpdate:
+    case CALL_C_SignFinal:
+        return CKF_SIGN;
+    case CALL_C_Verify:
+    case CALL_C_VerifyUpdate:
+    case CALL_C_VerifyFinal:
+        return CKF_VERIFY;
+    case CALL_C_Digest:
+    case CALL_C_DigestUpdate:
+    case CALL_C_DigestKey:
+    case CALL_C_DigestFinal:
+        return CKF_DIGEST;
+    case CALL_C_Encrypt:
+    case CALL_C_EncryptUpdate:
+    case CALL_C_EncryptFinal:
+        return CKF_ENCRYPT;
+    case CALL_C_Decrypt:
+    case CALL_C_DecryptUpdate:
+    case CALL_C_DecryptFinal:
+        return CKF_DECRYPT;
+    default:
+        return 0;
+    }
+}
+
 CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle, struct session **session) {
     *session = NULL;
     CK_RV rv = call_enter(call, id);
-    if (rv != CKR_OK)
+    struct session *s = call->module ? session_find(call->module, handle) : NULL;
+    if (rv != CKR_OK) {
+        if (s) {
+            pthread_mutex_lock(&s->lock);
+            session_cancel(s, operation_of(id));
+            pthread_mutex_unlock(&s->lock);
+        }
+        session_release(s);
         return rv;
-    struct session *s = session_find(call->module, handle);
+    }
     if (!s)
         return CKR_SESSION_HANDLE_INVALID;
     pthread_mutex_lock(&s->lock);

@@ -39,6 +39,10 @@ static CK_RV digest_finish(struct session *s, const uint8_t *in, size_t len, uin
         return CKR_OK;
     if (room < need)
         return CKR_BUFFER_TOO_SMALL;
+    if (len > SIGNING_MESSAGE_MAX) {
+        digest_end(s);
+        return CKR_DATA_LEN_RANGE;
+    }
     bool good = (!len || EVP_DigestUpdate(s->digest, in, len) == 1) && EVP_DigestFinal_ex(s->digest, out, NULL) == 1;
     digest_end(s);
     return good ? CKR_OK : CKR_GENERAL_ERROR;
@@ -60,9 +64,10 @@ static CK_RV digest_update(struct session *s, const uint8_t *in, size_t len) {
     if (!s->digest)
         return CKR_OPERATION_NOT_INITIALIZED;
     s->digest_updated = true;
-    if (len && EVP_DigestUpdate(s->digest, in, len) != 1) {
+    bool too_long = len > SIGNING_MESSAGE_MAX;
+    if (too_long || (len && EVP_DigestUpdate(s->digest, in, len) != 1)) {
         digest_end(s);
-        return CKR_GENERAL_ERROR;
+        return too_long ? CKR_DATA_LEN_RANGE : CKR_GENERAL_ERROR;
     }
     return CKR_OK;
 }
@@ -111,6 +116,8 @@ CK_RV C_SeedRandom(CK_SESSION_HANDLE session, CK_BYTE_PTR seed, CK_ULONG seed_le
 }
 
 static CK_RV generate_random(uint8_t *out, size_t len) {
+    if (len > SIGNING_MESSAGE_MAX)
+        return CKR_ARGUMENTS_BAD;
     for (size_t at = 0; at < len;) {
         size_t part = len - at < 65536 ? len - at : 65536; /* the length RAND_bytes takes is an int */
         if (RAND_bytes(out + at, (int)part) != 1)

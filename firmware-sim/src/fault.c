@@ -232,11 +232,11 @@ static bool claimed(const struct fault_plan *plan, const struct fault_rule *rule
     return true;
 }
 
-static bool out_now(struct fault_plan *plan, bool count) {
+static bool out_now(struct fault_plan *plan) {
     if (plan->out_until_ns && timing_now() >= plan->out_until_ns)
         plan->out_until_ns = 0;
     bool out = plan->out_calls || plan->out_until_ns;
-    if (count && plan->out_calls)
+    if (plan->out_calls)
         plan->out_calls--;
     return out;
 }
@@ -264,16 +264,7 @@ struct fault fault_next(struct fault_plan *plan, enum call_id call, bool *token_
     if (fault.action == FAULT_REMOVE_MS)
         plan->out_until_ns = timing_now() + fault.amount * 1000000U;
     if (call != CALL_signature && token_out)
-        *token_out = out_now(plan, true);
+        *token_out = out_now(plan);
     pthread_mutex_unlock(&plan->lock);
     return fault;
-}
-
-bool fault_token_out(struct fault_plan *plan) {
-    if (!plan->on)
-        return false;
-    pthread_mutex_lock(&plan->lock);
-    bool out = out_now(plan, false);
-    pthread_mutex_unlock(&plan->lock);
-    return out;
 }

@@ -77,7 +77,6 @@ void fault_stop(struct fault_plan *plan);
 bool fault_parse(struct fault_plan *plan, const char *text, char *message, size_t message_len);
 /* Count this call and say what shall become of it. *token_out: the token is not there just now. */
 struct fault fault_next(struct fault_plan *plan, enum call_id call, bool *token_out);
-bool fault_token_out(struct fault_plan *plan); /* without counting */
 const char *fault_call_name(unsigned call);
 
 #endif

@@ -289,7 +289,7 @@ static bool mechanism_allowed(const struct object *object, CK_MECHANISM_TYPE typ
     for (size_t i = 0; allowed && i < allowed->len / sizeof type; i++)
         if (memcmp(allowed->value + i * sizeof type, &type, sizeof type) == 0)
             return true;
-    return !allowed || !allowed->len;
+    return !allowed; /* an empty list allows nothing */
 }
 
 static bool class_fits(CK_OBJECT_CLASS class, CK_ATTRIBUTE_TYPE usage) {

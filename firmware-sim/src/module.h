@@ -218,6 +218,7 @@ struct call {
     enum call_id id;
     struct fault fault;
     bool entered;
+    bool token_out; /* the plan has the token removed while this call runs */
 };
 
 CK_RV call_enter(struct call *call, enum call_id id);
@@ -248,6 +249,7 @@ CK_RV call_leave_session(struct call *call, struct session *session, CK_RV rv);
 struct session *session_find(struct module *m, CK_SESSION_HANDLE handle); /* a reference, or NULL */
 void session_release(struct session *session);
 void session_cancel_operations(struct session *session);
+void session_cancel(struct session *session, CK_FLAGS operations);
 CK_RV session_close(struct module *m, CK_SESSION_HANDLE handle);
 void session_close_all(struct module *m, struct token *only); /* NULL: of every token */
 enum login session_login(const struct session *s);
@@ -377,7 +379,10 @@ CK_RV signing_restart(struct module *m, struct signing *op);
 CK_RV signing_compute(struct module *m, struct signing *op, const uint8_t *in, size_t len, uint8_t *out);
 CK_RV signing_check(struct module *m, struct signing *op, const uint8_t *in, size_t len, const uint8_t *signature,
                     size_t signature_len);
-enum { SIGNING_INPUT_MAX = 512 /* the largest modulus */ };
+enum {
+    SIGNING_INPUT_MAX = 512,       /* the largest modulus */
+    SIGNING_MESSAGE_MAX = 1 << 30, /* no buffer of an honest caller is larger; a length of garbage is */
+};
 CK_RV signing_input(struct signing *op, const uint8_t *in, size_t len, uint8_t value[SIGNING_INPUT_MAX],
                     size_t *value_len);
 bool signing_rsa_settings(struct module *m, const struct signing *op, EVP_PKEY_CTX *context);

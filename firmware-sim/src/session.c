@@ -283,7 +283,8 @@ CK_RV C_Logout(CK_SESSION_HANDLE session) {
 
 /* ---- operations ------------------------------------------------------------------------------------------------------ */
 
-static CK_RV session_cancel(struct session *s, CK_FLAGS flags) {
+/* Under s->lock. */
+void session_cancel(struct session *s, CK_FLAGS flags) {
     if (flags & CKF_DIGEST) {
         EVP_MD_CTX_free(s->digest);
         s->digest = NULL;
@@ -302,11 +303,10 @@ static CK_RV session_cancel(struct session *s, CK_FLAGS flags) {
         ciphering_end(&s->decrypt);
     if (flags & CKF_FIND_OBJECTS)
         cancel_search(s);
-    return CKR_OK;
 }
 
 CK_RV C_SessionCancel(CK_SESSION_HANDLE session, CK_FLAGS flags) {
-    SESSION_SHIM(C_SessionCancel, true, session_cancel(s, flags));
+    SESSION_SHIM(C_SessionCancel, true, (session_cancel(s, flags), CKR_OK));
 }
 
 CK_RV C_GetOperationState(CK_SESSION_HANDLE session, CK_BYTE_PTR state, CK_ULONG_PTR state_len) {

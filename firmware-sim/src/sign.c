@@ -115,6 +115,8 @@ size_t signing_length(const struct signing *op) {
 
 CK_RV signing_update(struct module *m, struct signing *op, const uint8_t *in, size_t len) {
     (void)m;
+    if (len > SIGNING_MESSAGE_MAX)
+        return CKR_DATA_LEN_RANGE;
     if (op->mechanism->digest == DIGEST_NONE)
         return CKR_FUNCTION_NOT_SUPPORTED; /* a mechanism of one part: the caller hashes */
     op->updated = true;
@@ -224,6 +226,8 @@ CK_RV signing_compute(struct module *m, struct signing *op, const uint8_t *in, s
     uint8_t value[SIGNING_INPUT_MAX];
     size_t value_len = 0, out_len = signing_length(op);
     struct fault fault = {0};
+    if (len > SIGNING_MESSAGE_MAX)
+        return CKR_DATA_LEN_RANGE;
     if (op->mechanism->scheme == SCHEME_HMAC) {
         bool good = (!len || EVP_DigestSignUpdate(op->digest, in, len) == 1) &&
                     EVP_DigestSignFinal(op->digest, out, &out_len) == 1;

@@ -108,10 +108,9 @@ void tokens_free(struct module *m) {
     free(m->tokens);
 }
 
-static CK_RV get_slot_list(struct module *m, bool present, CK_SLOT_ID *slots, CK_ULONG *count) {
+static CK_RV get_slot_list(struct module *m, bool out, CK_SLOT_ID *slots, CK_ULONG *count) {
     if (!slots)
         tokens_refresh(m); /* the standard: slots may appear only between a call with NULL and the next */
-    bool out = present && fault_token_out(&m->faults);
     CK_ULONG room = *count, there = out ? 0 : m->token_count;
     *count = there;
     if (!slots)
@@ -124,7 +123,7 @@ static CK_RV get_slot_list(struct module *m, bool present, CK_SLOT_ID *slots, CK
 }
 
 CK_RV C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR count) {
-    SHIM(C_GetSlotList, count, get_slot_list(call.module, present, slots, count));
+    SHIM(C_GetSlotList, count, get_slot_list(call.module, present && call.token_out, slots, count));
 }
 
 static void pad(CK_UTF8CHAR *field, size_t room, const char *text) {
@@ -133,7 +132,7 @@ static void pad(CK_UTF8CHAR *field, size_t room, const char *text) {
     memcpy(field, text, len < room ? len : room);
 }
 
-static CK_RV get_slot_info(struct module *m, CK_SLOT_ID slot, CK_SLOT_INFO *info) {
+static CK_RV get_slot_info(struct module *m, bool out, CK_SLOT_ID slot, CK_SLOT_INFO *info) {
     if (!token_find(m, slot))
         return CKR_SLOT_ID_INVALID;
     char text[65];
@@ -141,7 +140,7 @@ static CK_RV get_slot_info(struct module *m, CK_SLOT_ID slot, CK_SLOT_INFO *info
     snprintf(text, sizeof text, "firmware-sim slot %lu (SIMULATOR)", slot);
     pad(info->slotDescription, sizeof info->slotDescription, text);
     pad(info->manufacturerID, sizeof info->manufacturerID, "cloud-seal firmware-sim");
-    info->flags = fault_token_out(&m->faults) ? 0 : CKF_TOKEN_PRESENT;
+    info->flags = out ? 0 : CKF_TOKEN_PRESENT;
     if (m->faults.on)
         info->flags |= CKF_REMOVABLE_DEVICE; /* a plan may pull it */
     info->firmwareVersion = info->hardwareVersion = (CK_VERSION){0, 1};
@@ -149,7 +148,7 @@ static CK_RV get_slot_info(struct module *m, CK_SLOT_ID slot, CK_SLOT_INFO *info
 }
 
 CK_RV C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO_PTR info) {
-    SHIM(C_GetSlotInfo, info, get_slot_info(call.module, slot, info));
+    SHIM(C_GetSlotInfo, info, get_slot_info(call.module, call.token_out, slot, info));
 }
 
 static CK_FLAGS pin_flags(const struct token_record *record, int role, CK_FLAGS low, CK_FLAGS final, CK_FLAGS locked) {

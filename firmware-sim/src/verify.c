@@ -28,6 +28,8 @@ CK_RV signing_check(struct module *m, struct signing *op, const uint8_t *in, siz
     size_t value_len = 0, mac_len = sizeof mac;
     if (signature_len != signing_length(op))
         return CKR_SIGNATURE_LEN_RANGE;
+    if (len > SIGNING_MESSAGE_MAX)
+        return CKR_DATA_LEN_RANGE;
     if (op->mechanism->scheme == SCHEME_HMAC) {
         bool good = (!len || EVP_DigestSignUpdate(op->digest, in, len) == 1) &&
                     EVP_DigestSignFinal(op->digest, mac, &mac_len) == 1;

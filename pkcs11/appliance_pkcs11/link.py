@@ -11,6 +11,9 @@ Rules:
 * Both ends are ours and of one version: the link has no negotiation. A frame whose header is wrong ends the
   worker (there is no way to find the next frame); a well-framed request that is wrong is answered with
   ``REFUSED``.
+* The front reads answers while it writes requests: a worker whose answers are not taken takes no requests,
+  and two ends that only write wait for each other for ever. Two SIGN frames in flight for each session keep a
+  token busy; more only wait in the socket.
 * Every function that reads checks all lengths and raises ``LinkError``, nothing else.
 
 Header, 16 bytes::
@@ -237,6 +240,14 @@ def take_text(fields: dict[str, Any], name: str, max_len: int) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value.isprintable() or len(value.encode()) > max_len:
         raise LinkError(f"{name}: expected at most {max_len} bytes of printable text")
+    return value
+
+
+def take_number(fields: dict[str, Any], name: str, maximum: int) -> int:
+    """A field that is a whole number from 0 to ``maximum``."""
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        raise LinkError(f"{name}: expected a whole number from 0 to {maximum}")
     return value
 
 

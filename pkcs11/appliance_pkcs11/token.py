@@ -86,7 +86,7 @@ class StartError(Exception):
         self.fatal = fatal
 
 
-class Refused(Exception):  # noqa: N818  # named for what it says to whoever asked
+class Refused(Exception):  # named for what it says to whoever asked
     """A request failed; the token is well."""
 
     def __init__(self, error: str, detail: str, *, hint: str = "") -> None:
@@ -96,7 +96,7 @@ class Refused(Exception):  # noqa: N818  # named for what it says to whoever ask
         self.hint = hint
 
 
-class TokenLost(Exception):  # noqa: N818  # named for what happened
+class TokenLost(Exception):  # named for what happened
     """The token or the module failed; only a new process may do better."""
 
     def __init__(self, error: str, detail: str) -> None:
@@ -405,21 +405,16 @@ def _point(block: bytes | None) -> bytes:
 
 def _find_token(library: Any, profile: TokenProfile) -> Any:
     wanted = f"label {profile.token_label!r}" if profile.token_label else f"serial {profile.token_serial!r}"
-    seen = []
     try:
-        tokens = list(library.get_tokens())
+        tokens = _tokens(library)
     except errors.PKCS11Error as error:
         raise StartError(
             "token", _code_name(error), f"the slots cannot be listed: {_code_name(error)}"
         ) from error
-    found = []
-    for token in tokens:
-        if token.flags & TokenFlag.TOKEN_INITIALIZED:
-            seen.append(f"{token.label!r} (serial {_serial(token)})")
-        if profile.token_label and token.label == profile.token_label:
-            found.append(token)
-        if profile.token_serial and _serial(token) == profile.token_serial:
-            found.append(token)
+    if profile.token_label:
+        found = [token for token in tokens if token.label == profile.token_label]
+    else:
+        found = [token for token in tokens if _serial(token) == profile.token_serial]
     if len(found) == 1:
         return found[0]
     if found:
@@ -430,12 +425,22 @@ def _find_token(library: Any, profile: TokenProfile) -> Any:
             hint="name it by token_serial instead",
             fatal=True,
         )
-    raise StartError(
-        "token",
-        "CKR_TOKEN_NOT_PRESENT",
-        f"no token has {wanted}",
-        hint=f"the module shows {', '.join(seen) or 'no token'}",
-    )
+    seen = ", ".join(f"{token.label!r} (serial {_serial(token)})" for token in tokens)
+    hint = f"the module shows {seen or 'no token'}"
+    raise StartError("token", "CKR_TOKEN_NOT_PRESENT", f"no token has {wanted}", hint=hint)
+
+
+def _tokens(library: Any) -> list[Any]:
+    """The initialised tokens. The library's own search reads every mechanism list too, for nothing."""
+    found = []
+    for slot in library.get_slots(token_present=True):
+        try:
+            token = slot.get_token()
+        except (errors.TokenNotPresent, errors.TokenNotRecognised):  # taken out since the slots were listed
+            continue
+        if token.flags & TokenFlag.TOKEN_INITIALIZED:
+            found.append(token)
+    return found
 
 
 def _serial(token: Any) -> str:

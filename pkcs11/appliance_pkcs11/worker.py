@@ -40,7 +40,7 @@ from typing import Any, Final, NoReturn
 from appliance_pkcs11 import _batch, link
 from appliance_pkcs11.cryptoki import return_code_name
 from appliance_pkcs11.link import Exit, Header, Kind, LinkError
-from appliance_pkcs11.profile import ProfileError, TokenProfile
+from appliance_pkcs11.profile import MAX_WORKERS, ProfileError, TokenProfile
 from appliance_pkcs11.token import KeyFacts, LoadedKey, Refused, StartError, Token, TokenLost
 
 FIRST_BUFFER_LEN: Final = 64 * 1024
@@ -54,7 +54,10 @@ MAX_PIN_LEN: Final = 255
 """No token we know takes more; the limit bounds the buffer."""
 
 
-class _Gone(Exception):  # noqa: N818  # not an error: the front closed the link
+_USAGE: Final = "usage: python -P -m appliance_pkcs11.worker FD (started by cloud-seald, not by hand)"
+
+
+class _Gone(Exception):  # not an error: the front closed the link
     """End of file: the front is gone, and nobody is left to answer."""
 
 
@@ -286,9 +289,9 @@ class Worker:
         return Kind.DESTROYED, {"id": key_id.hex()}
 
     def _forget_key(self, session: Any, fields: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
-        slot = fields.get("slot")
-        if not isinstance(slot, int) or self._keys.pop(slot, None) is None:
-            raise Refused("", f"no key is loaded in slot {slot!r}")
+        slot = link.take_number(fields, "slot", 2**32 - 1)
+        if self._keys.pop(slot, None) is None:
+            raise Refused("", f"no key is loaded in slot {slot}")
         return Kind.FORGOTTEN, {"slot": slot}
 
 
@@ -337,7 +340,9 @@ def _open(wire: Link) -> tuple[int, Token]:
     sequence, start = _receive_small(wire, Kind.START, FIRST_BUFFER_LEN)
     _, pin = _receive_small(wire, Kind.PIN, MAX_PIN_LEN)
     try:
-        profile = TokenProfile.from_mapping(link.unpack_json(start).get("profile"))
+        fields = link.unpack_json(start)
+        _batch.confine(f"seal-signer {link.take_number(fields, 'worker', MAX_WORKERS - 1)}")
+        profile = TokenProfile.from_mapping(fields.get("profile"))
         os.environ.update(profile.environment or {})
         token = Token.open(profile)
         token.login(pin)
@@ -351,9 +356,12 @@ def _open(wire: Link) -> tuple[int, Token]:
 def main(arguments: list[str]) -> NoReturn:
     """Serve the link whose file descriptor is the one argument; ends the process."""
     if len(arguments) != 1 or not arguments[0].isdecimal():
-        sys.exit("usage: python -P -m appliance_pkcs11.worker FD (started by cloud-seald, not by hand)")
+        sys.exit(_USAGE)
     _confine()
-    sock = socket.socket(fileno=int(arguments[0]))
+    try:
+        sock = socket.socket(fileno=int(arguments[0]))
+    except OSError as error:
+        sys.exit(f"{_USAGE}\nfile descriptor {arguments[0]}: {error.strerror}")
     sock.set_inheritable(False)  # a helper that the module starts must not hold the link open
     sock.setblocking(True)
     wire = Link(sock)

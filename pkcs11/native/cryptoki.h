@@ -109,7 +109,7 @@ typedef CK_RV (*CK_C_GetFunctionList)(CK_FUNCTION_LIST **ppFunctionList);
 typedef CK_RV (*CK_C_GetInterface)(CK_BYTE *pInterfaceName, CK_VERSION *pVersion, CK_INTERFACE **ppInterface,
                                    CK_FLAGS flags);
 
-/* Our own extension, obtained through C_GetInterface: a whole batch of ready digests in one call.
+/* Our own extension, obtained through C_GetInterface: a whole batch of ready digests in one call (BATCH.md).
  * pDigests is count x 32 bytes, pSignatures count x 64 (r || s), pStatuses one byte each, 0 where it was signed.
  * *pulDone says how many were tried, from the front; a code other than CKR_OK says why it stopped there. */
 #define CLOUD_SEAL_BATCH_INTERFACE "Vendor cloud-seal batch"

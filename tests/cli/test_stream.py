@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli import stand_in  # tests/ is on the path: see pyproject.toml
 
 from appliance.algorithms import Algorithm, PublicKey
 from appliance.cli import stream
@@ -22,11 +22,6 @@ from appliance.cli.signing import Hasher
 from appliance.errors import BadRequest, ConfigError, Conflict, ProtocolError, Unavailable
 
 HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("stand_in", HERE / "stand_in.py")
-assert _spec is not None and _spec.loader is not None
-stand_in: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(stand_in)
-
 JOB_ID = bytes.fromhex("ab" * 16)
 ITEMS = 22  # not a multiple of the batch: the last one is short
 BATCH = 4
@@ -248,7 +243,7 @@ def test_a_broken_job_file_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_an_answer_out_of_order_is_never_written(tmp_path: Path) -> None:
-    class Skips(stand_in.StandIn):  # type: ignore[misc]  # the stand-in is loaded by path
+    class Skips(stand_in.StandIn):
         async def sign_batches(self, *args: Any, **options: Any) -> Any:
             async for answer in super().sign_batches(*args, **options):
                 yield answer._replace(first_index=answer.first_index + 1)
@@ -259,7 +254,7 @@ def test_an_answer_out_of_order_is_never_written(tmp_path: Path) -> None:
 
 
 def test_fewer_answers_than_items_is_no_success(tmp_path: Path) -> None:
-    class StopsShort(stand_in.StandIn):  # type: ignore[misc]
+    class StopsShort(stand_in.StandIn):
         async def sign_batches(self, *args: Any, **options: Any) -> Any:
             async for answer in super().sign_batches(*args, **options):
                 yield answer

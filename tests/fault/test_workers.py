@@ -10,9 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from appliance import wire
-from appliance.client import SyncClient
-from appliance.errors import Conflict, SignerFailed
 from appliance_fixture import (
     PASSWORD,
     PIN,
@@ -26,6 +23,10 @@ from appliance_fixture import (
     until_async,
     verifies,
 )
+
+from appliance import wire
+from appliance.client import SyncClient
+from appliance.errors import Conflict, SignerFailed, Unavailable
 
 
 def ready(bench: Bench, **settings: object) -> Appliance:
@@ -243,9 +244,11 @@ def test_pin_rotated_while_workers_run(bench: Bench) -> None:
         client.sign("seal", digests(1))
         kill(second)
         until("the token is given up", lambda: not appliance.token_status()["workers"])
-    with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:
-        with pytest.raises(Exception, match="pin_refused"):
-            client.sign("seal", digests(1), deadline_s=5)
+    with (
+        SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client,
+        pytest.raises(Unavailable, match="pin_refused"),
+    ):
+        client.sign("seal", digests(1), deadline_s=5)
     until("nothing starts any more", lambda: not appliance.worker_pids())
     assert pin_failures(appliance) == 1
     appliance.set_pin(PIN)
@@ -286,7 +289,9 @@ def test_key_that_vanished_from_the_token_fails_and_comes_back(bench: Bench) -> 
     tokens.rename(aside)
     token_again = tokens
     token_again.mkdir()
-    token.run("softhsm2-util", "--init-token", "--free", "--label", token.label, "--pin", PIN, "--so-pin", SO_PIN)
+    token.run(
+        "softhsm2-util", "--init-token", "--free", "--label", token.label, "--pin", PIN, "--so-pin", SO_PIN
+    )
     appliance.start()
     with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:
         with pytest.raises(SignerFailed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -13,11 +14,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from appliance import wire
-from appliance.algorithms import Algorithm, PublicKey, signature_from_der, signature_to_der
-from appliance.client import Client, SyncClient
-from appliance.errors import BadRequest, Conflict, Denied, NotAuthenticated, NotFound, Unavailable
-from appliance.verifying import Verifier
 from appliance_fixture import (
     PASSWORD,
     PIN,
@@ -33,6 +29,12 @@ from appliance_fixture import (
 )
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance import wire
+from appliance.algorithms import Algorithm, PublicKey, signature_from_der, signature_to_der
+from appliance.client import Client, SyncClient
+from appliance.errors import BadRequest, Conflict, Denied, NotAuthenticated, NotFound, Unavailable
+from appliance.verifying import Verifier
 
 STREAM_ITEMS = 10_000
 OPENSSL_SAMPLE = 20
@@ -248,10 +250,8 @@ def test_verify_answers_whatever_the_certificate_is(appliance: Appliance, author
             mutated = bytearray(nested[: 20_000 - at]) if at % 100 == 99 else bytearray(der)
             for _ in range(chance.randrange(1, 4)):
                 mutated[chance.randrange(len(mutated))] = chance.randrange(256)
-            try:
+            with contextlib.suppress(BadRequest):
                 client.verify(bytes(mutated), wire.digests(digests(1)), bytes(64), deadline_s=5)
-            except BadRequest:
-                pass
 
 
 # Status and ping --------------------------------------------------------------------------------------------
@@ -432,8 +432,8 @@ def test_tls_below_1_3_and_plain_text_are_refused(appliance: Appliance, authorit
     good = connect("-tls1_3")
     assert good.returncode == 0 and "TLSv1.3" in good.stdout and "Verify return code: 0 (ok)" in good.stdout
     for version in ("-tls1_2", "-tls1_1"):
-        assert connect(version).returncode != 0
-    assert "protocol version" in connect("-tls1_2").stderr
+        refused = connect(version)
+        assert refused.returncode != 0 and "Cipher is (NONE)" in refused.stdout
 
     with socket.create_connection(("127.0.0.1", appliance.tcp_port), timeout=30) as sock:
         plain = Wire(sock)
@@ -444,7 +444,9 @@ def test_tls_below_1_3_and_plain_text_are_refused(appliance: Appliance, authorit
 
 def test_a_server_that_our_ca_did_not_certify_is_not_talked_to(appliance: Appliance) -> None:
     async def attempt() -> None:
-        await Client.connect(f"127.0.0.1:{appliance.tcp_port}", account="app", password=PASSWORD, deadline_s=10)
+        await Client.connect(
+            f"127.0.0.1:{appliance.tcp_port}", account="app", password=PASSWORD, deadline_s=10
+        )
 
     with pytest.raises(BadRequest, match="certificate verify failed"):
         run(attempt())

@@ -1,6 +1,6 @@
 """A token whose backend goes and comes back: SoftHSM2 behind ``p11-kit server``, killed and started again.
 
-The worker's part: say what happened and exit, never hang, never linger half dead. Starting anew is the front's.
+The worker's part: say what happened and exit, never hang, never linger half dead. The rest is the front's.
 """
 
 from __future__ import annotations

@@ -86,8 +86,10 @@ def test_a_header_that_cannot_be_ends_the_worker(spawn, token, header, settings)
         link.pack_json(Kind.START, 1, {}) + link.pack_json(Kind.LIST_KEYS, 2, {}),
         link.pack_json(Kind.START, 1, {}) + link.pack_frame(Kind.PIN, 2, b"1" * 256),
         link.pack_frame(Kind.START, 1, b"not JSON") + link.pack_frame(Kind.PIN, 2, b"1234"),
+        link.pack_json(Kind.START, 1, {"worker": -1}) + link.pack_frame(Kind.PIN, 2, b"1234"),
+        link.pack_json(Kind.START, 1, {"worker": True}) + link.pack_frame(Kind.PIN, 2, b"1234"),
     ],
-    ids=["no-start", "pin-first", "no-pin", "long-pin", "not-json"],
+    ids=["no-start", "pin-first", "no-pin", "long-pin", "not-json", "below-zero", "no-number"],
 )
 def test_the_opening_is_start_then_pin(spawn, frames):
     front = spawn()

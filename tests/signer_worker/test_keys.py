@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from appliance_pkcs11 import link
 from appliance_pkcs11.link import Kind
 
 MAKE = """
@@ -158,8 +159,6 @@ def test_a_destroyed_key_is_gone_with_both_halves(worker, token, key_id, in_libr
 
 
 def test_a_forgotten_slot_signs_no_more_and_is_not_given_again(worker, key_id):
-    from appliance_pkcs11 import link
-
     worker.create(key_id)
     slot = worker.load(key_id)["slot"]
     assert worker.ask(Kind.FORGET_KEY, {"slot": slot}, Kind.FORGOTTEN) == {"slot": slot}

@@ -167,6 +167,31 @@ def test_four_sessions_answer_many_slices_each_exactly_once(spawn, token, key_id
         assert all_verify(check, point, digests, signed)
 
 
+def test_four_sessions_sign_while_keys_are_looked_for_and_listed(spawn, token, key_id, check):
+    front = spawn()
+    front.ready(token.profile(sessions=4, locking="os"))
+    front.create(key_id)
+    loaded = front.load(key_id)
+    digests = digests_of(20)
+    fields = {"id": key_id.hex(), "challenge": "5a" * link.CHALLENGE_LEN}
+    asked = {}
+    for sequence in range(1000, 1090, 3):
+        front.sock.sendall(link.pack_sign_digests(sequence, loaded["slot"], digests))
+        front.sock.sendall(link.pack_json(Kind.LOAD_KEY, sequence + 1, fields))
+        front.sock.sendall(link.pack_json(Kind.LIST_KEYS, sequence + 2, {}))
+        asked |= {sequence: Kind.SIGNED, sequence + 1: Kind.KEY_LOADED, sequence + 2: Kind.KEYS}
+    slots = set()
+    while asked:
+        header, payload = front.receive()
+        assert header.kind == asked.pop(header.sequence)
+        if header.kind == Kind.SIGNED:
+            signed = link.unpack_signed(memoryview(payload))
+            assert all_verify(check, bytes.fromhex(loaded["point"]), digests, signed)
+        elif header.kind == Kind.KEY_LOADED:
+            slots.add(link.unpack_json(payload)["slot"])
+    assert len(slots) == 30
+
+
 def test_stop_answers_what_came_before(spawn, token, key_id):
     for settings in ({}, {"sessions": 4, "locking": "os"}):
         front = spawn()

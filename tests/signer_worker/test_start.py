@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +83,6 @@ def test_a_library_that_is_no_module_is_named(spawn, token):
 
 
 def _some_library():
-    import ctypes.util
-
     name = ctypes.util.find_library("crypto")
     listing = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     return next(line.split()[-1] for line in listing.splitlines() if line.split()[:1] == [name])
@@ -112,11 +113,34 @@ def test_the_pin_is_in_no_argument_and_no_environment(spawn, token):
     assert token.pin not in environment
 
 
+def test_the_pin_is_nowhere_in_the_memory_of_a_worker_that_is_logged_in(spawn, token):
+    front = spawn()
+    front.ready(token.profile())
+    process = Path(f"/proc/{front.process.pid}")
+    try:
+        maps = (process / "maps").read_text().splitlines()
+        memory = (process / "mem").open("rb", buffering=0)
+    except PermissionError:
+        return  # not dumpable: nobody but root may even look
+    searched = 0
+    with memory:
+        for line in maps:
+            bounds, permissions = line.split()[:2]
+            if not permissions.startswith("rw"):
+                continue
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            memory.seek(start)
+            block = memory.read(end - start)
+            searched += len(block)
+            assert token.pin not in block, line
+    assert searched > 1_000_000
+
+
 def test_the_worker_is_named_leaves_no_core_and_searches_no_working_directory(spawn, token):
     front = spawn()
     front.ready(token.profile())
     process = Path(f"/proc/{front.process.pid}")
-    assert (process / "comm").read_text() == "seal-signer\n"
+    assert (process / "comm").read_text() == "seal-signer 0\n"
     arguments = (process / "cmdline").read_bytes().split(b"\0")
     assert arguments[1:4] == [b"-P", b"-m", b"appliance_pkcs11.worker"]
     try:
@@ -158,8 +182,6 @@ def test_terminate_and_interrupt_are_the_fronts_business(spawn, token):
 
 def test_the_worker_dies_with_the_process_that_started_it(token):
     """Its end of the link is held open here, so that only the parent's death can end it."""
-    import socket
-
     ours, theirs = socket.socketpair()
     script = (
         "import subprocess, sys\n"
@@ -184,8 +206,6 @@ def test_the_worker_dies_with_the_process_that_started_it(token):
         assert link.unpack_header(ours.recv(link.HEADER_LEN)).kind == Kind.READY
         parent.kill()
         parent.communicate()
-        import select
-
         readable, _, _ = select.select([watch], [], [], 60)
         os.close(watch)
         assert readable
