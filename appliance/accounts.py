@@ -156,9 +156,9 @@ class Authenticator:
         starts_at = max(now, failures.next_turn_at)
         if starts_at - now > self._settings.max_failure_delay_s:
             raise Busy(
-                "too many attempts wait after failed ones",
-                hint="stop whoever tries wrong passwords",
-                retry_after_ms=min(1_000, int(self._settings.max_failure_delay_s * 1_000)),
+                "attempts for this account wait already, after failures",
+                hint="check the password, then try again",
+                retry_after_ms=int((starts_at - now) * 1_000),
             )
         failures.next_turn_at = starts_at + self._delay(failures.count)
         return starts_at - now

@@ -38,6 +38,8 @@ from appliance.signers import SignerPool
 
 MAX_BODY_LEN: Final = 65_536
 """Every request here is a handful of short fields."""
+MAX_UID: Final = 2**32 - 2
+"""Linux has 32 bits for it, and the last one means none."""
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -289,6 +291,8 @@ class _Officers:
             fingerprint = fingerprint.replace(":", "").lower()
             if not _FINGERPRINT.fullmatch(fingerprint):
                 raise BadRequest("certificate_sha256 is no SHA-256 fingerprint", hint="64 hexadecimal digits")
+        if not 0 <= fields.get("uid", 0) <= MAX_UID:
+            raise BadRequest(f"uid: expected 0 to {MAX_UID}, got {fields['uid']}")
         password = fields.get("password")
         hash_ = await self._services.authenticator.hash_password(password) if password is not None else None
         account = Account(fields["name"], hash_, fields.get("uid"), fingerprint, False, frozenset())
@@ -351,6 +355,10 @@ async def _fields(
             raise BadRequest(f"unknown field {name!r}", hint=f"expected {', '.join(known)}")
         if type(value) is not known[name]:
             raise BadRequest(f"field {name!r}: expected {known[name].__name__}, got {type(value).__name__}")
+        if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise BadRequest(
+                f"field {name!r}: half a surrogate pair is no text"
+            )  # JSON can say it, UTF-8 cannot
     missing = [name for name in required if name not in document]
     if missing:
         raise BadRequest(f"missing field {missing[0]!r}")
