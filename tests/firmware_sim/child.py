@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from p11 import CK, Module  # noqa: E402 - beside this file, which is run as a program
+from p11 import CK, Module
 
 
 def main(path: str, what: str, *arguments: str) -> None:

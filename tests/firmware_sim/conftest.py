@@ -55,7 +55,9 @@ def loaded(module_path: Path) -> Module:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh token directory, told to the module and to every child process through the environment."""
-    for name in [name for name in os.environ if name.startswith("FIRMWARE_SIM_") and name != "FIRMWARE_SIM_BUILD"]:
+    for name in [
+        name for name in os.environ if name.startswith("FIRMWARE_SIM_") and name != "FIRMWARE_SIM_BUILD"
+    ]:
         monkeypatch.delenv(name)
     tokens = tmp_path / "tokens"
     monkeypatch.setenv("FIRMWARE_SIM_TOKENS", str(tokens))

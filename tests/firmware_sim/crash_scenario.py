@@ -1,6 +1,6 @@
 """The life that the crash tests interrupt: crash_scenario.py <module>. Each line says what is begun or done.
 
-It runs with the crash shim preloaded, so it dies at some point; what it has said by then is what must be true after.
+It runs with the crash shim preloaded, so it dies at some point; what it has said by then must be true after.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from p11 import SO_PIN, USER_PIN, Module  # noqa: E402 - beside this file, which is run as a program
+from p11 import SO_PIN, USER_PIN, Module
 
 
 def say(line: str) -> None:

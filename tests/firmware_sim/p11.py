@@ -1,7 +1,7 @@
 """A thin ctypes face of the module, for the tests only: every entry point by name, errors as exceptions.
 
-It knows nothing of python-pkcs11 and checks nothing by itself, so that a test can also call what a careful library
-would never call.
+It knows nothing of python-pkcs11 and checks nothing by itself, so that a test can also call what a careful
+library would never call.
 """
 
 import ctypes
@@ -303,7 +303,9 @@ class Module:
         self.C_GetTokenInfo(c_ulong(slot), byref(info))
         return info
 
-    def sign_batch(self, session: Session, name: str, key: int, digests: Sequence[bytes]) -> list[bytes | None]:
+    def sign_batch(
+        self, session: Session, name: str, key: int, digests: Sequence[bytes]
+    ) -> list[bytes | None]:
         """Through the vendor interface; None where an item failed."""
         interface = POINTER(Interface)()
         self.C_GetInterface(b"Vendor cloud-seal batch", None, byref(interface), c_ulong(0))
@@ -327,6 +329,8 @@ class Module:
         )
         if rv:
             raise P11Error("C_SignBatch", rv)
-        result = [signatures.raw[64 * i : 64 * i + 64] if statuses.raw[i] == 0 else None for i in range(count)]
+        result = [
+            signatures.raw[64 * i : 64 * i + 64] if statuses.raw[i] == 0 else None for i in range(count)
+        ]
         assert done.value == sum(item is not None for item in result)
         return result

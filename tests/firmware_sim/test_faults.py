@@ -1,4 +1,4 @@
-"""Faults on command, in pairs (not done / done, answer lost), and the trace as the oracle of what was done."""
+"""Faults on command, in pairs (not done / done, answer lost); the trace is the oracle of what was done."""
 
 import os
 import re
@@ -77,7 +77,11 @@ def test_fail_and_lose(planned, trace: Path, call: str) -> None:
 
 
 def test_occurrences(planned) -> None:
-    with planned("C_Sign 2..3 fail CKR_DEVICE_ERROR; C_Sign 5.. fail CKR_HOST_MEMORY") as (session, _, private):
+    with planned("C_Sign 2..3 fail CKR_DEVICE_ERROR; C_Sign 5.. fail CKR_HOST_MEMORY") as (
+        session,
+        _,
+        private,
+    ):
         names = []
         for _ in range(6):
             try:
@@ -100,7 +104,13 @@ def test_corrupt(planned, trace: Path) -> None:
 @pytest.mark.parametrize(("action", "made"), [("crash", 2), ("crash-after", 3)])
 @pytest.mark.parametrize("call", ["C_Sign", "signature"])
 def test_crash(
-    planned, trace: Path, module_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, action: str, made: int
+    planned,
+    trace: Path,
+    module_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    action: str,
+    made: int,
 ) -> None:
     monkeypatch.setenv("FIRMWARE_SIM_FAULTS", f"{call} 3 {action} once")
     command = [sys.executable, str(CHILD), str(module_path), "sign", "\x07", "5"]
@@ -113,10 +123,14 @@ def test_crash(
 
 
 @pytest.mark.parametrize(("action", "made"), [("hang", 0), ("hang-after", 1)])
-def test_hang(planned, trace: Path, module_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, made: int) -> None:
-    """Without a clock: the hanging process is asked for its state, which pause(2) makes `sleeping in a system call`."""
+def test_hang(
+    planned, trace: Path, module_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, made: int
+) -> None:
+    """Without a clock: the hanging process is asked which system call it sleeps in."""
     monkeypatch.setenv("FIRMWARE_SIM_FAULTS", f"C_Sign 1 {action}")
-    process = subprocess.Popen([sys.executable, str(CHILD), str(module_path), "sign", "\x07", "1"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(CHILD), str(module_path), "sign", "\x07", "1"], stdout=subprocess.PIPE
+    )
     try:
         call = Path(f"/proc/{process.pid}/syscall")
         pause = str({"x86_64": 34}.get(os.uname().machine, 73))  # ppoll(2) where there is no pause(2)
@@ -183,14 +197,20 @@ def test_a_plan_is_replaced_while_running(planned, tmp_path: Path, capfd: pytest
 @pytest.mark.parametrize(
     "plan",
     [
-        "C_Sing 1 crash", "C_Sign crash", "C_Sign 0 crash", "C_Sign 3..2 crash", "C_Sign every 0 crash", "C_Sign 1",
-        "C_Sign 1 fail", "C_Sign 1 fail CKR_OK", "C_Sign 1 fail CKR_NONE", "C_Sign 1 delay", "C_Sign 1 delay x",
+        "C_Sing 1 crash", "C_Sign crash", "C_Sign 0 crash", "C_Sign 3..2 crash", "C_Sign every 0 crash",
+        "C_Sign 1",
+        "C_Sign 1 fail", "C_Sign 1 fail CKR_OK", "C_Sign 1 fail CKR_NONE", "C_Sign 1 delay",
+        "C_Sign 1 delay x",
         "C_Sign 1 remove 5", "C_Sign 1 remove calls", "C_Sign 1 crash twice", "signature 1 remove calls 2",
         "C_Sign 1 crash once more", "C_Sign 99999999999999999999 crash", "x" * 300,
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_a_clear_error(
-    loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], plan: str
+    loaded: Module,
+    settings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    plan: str,
 ) -> None:
     monkeypatch.setenv("FIRMWARE_SIM_FAULTS", "C_Sign 1 crash;" + plan)
     with pytest.raises(P11Error, match="CKR_ARGUMENTS_BAD"), loaded.running():
@@ -209,7 +229,9 @@ def test_every_call_can_be_named(loaded: Module, settings: Path, monkeypatch: py
     header = (FAULTS.parent / "include" / "pkcs11.h").read_text()
     calls = re.findall(r"^    F\((C_\w+),", header, re.MULTILINE)
     assert len(calls) == 92
-    monkeypatch.setenv("FIRMWARE_SIM_FAULTS", ";".join(f"{call} 1000000 crash" for call in [*calls, "C_SignBatch"]))
+    monkeypatch.setenv(
+        "FIRMWARE_SIM_FAULTS", ";".join(f"{call} 1000000 crash" for call in [*calls, "C_SignBatch"])
+    )
     with loaded.running():
         pass
 

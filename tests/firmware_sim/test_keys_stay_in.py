@@ -1,4 +1,4 @@
-"""Private values never leave: not through an attribute, not wrapped, not from the files, not by loosening a rule."""
+"""Private values never leave: not as attributes, not wrapped, not from the files, not by loosening a rule."""
 
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def test_an_unextractable_key_is_not_wrapped(user: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "iv"), [("CKM_AES_KEY_WRAP_PAD", b""), ("CKM_AES_CBC_PAD", b"i" * 16), ("CKM_SM4_CBC_PAD", b"i" * 16)]
+    ("name", "iv"),
+    [("CKM_AES_KEY_WRAP_PAD", b""), ("CKM_AES_CBC_PAD", b"i" * 16), ("CKM_SM4_CBC_PAD", b"i" * 16)],
 )
 def test_an_extractable_key_comes_back_from_its_wrapping(user: Session, name: str, iv: bytes) -> None:
     if "SM4" in name:
@@ -104,9 +105,9 @@ def test_without_a_login_there_are_no_keys(sim: Module) -> None:
 def test_a_logout_ends_what_was_begun(sim: Module) -> None:
     user, other = sim.open().login(), sim.open()
     _, private = user.sm2_pair(token=True)
-    from ctypes import byref, c_ulong  # noqa: PLC0415 - the one test that leaves an operation open
+    from ctypes import byref, c_ulong
 
-    from .p11 import mechanism  # noqa: PLC0415
+    from .p11 import mechanism
 
     other.C_SignInit(byref(mechanism("CKM_SM2")), c_ulong(private))
     user.C_Logout()
@@ -134,7 +135,7 @@ def test_the_files_do_not_hold_the_secret(sim: Module, settings: Path) -> None:
 
 
 def test_a_file_that_was_tampered_with_is_no_key(loaded: Module, settings: Path) -> None:
-    """Flip each byte of a key's file: the object is gone, or does not sign; never does it sign differently."""
+    """Flip bytes of a key's file: the object is gone, or does not sign; never does it sign differently."""
     with loaded.running():
         loaded.make_token()
         user = loaded.open().login()
@@ -150,7 +151,7 @@ def test_a_file_that_was_tampered_with_is_no_key(loaded: Module, settings: Path)
         with loaded.running():
             assert loaded.open().login().find() == [], position
     # One who mends the checksum still meets the seal: every attribute of the key is bound to it.
-    import hashlib  # noqa: PLC0415
+    import hashlib
 
     usage = bytearray(good[:-32])
     at = bytes(usage).index((CK["CKA_EXTRACTABLE"]).to_bytes(8) + (1).to_bytes(4)) + 12
@@ -192,7 +193,9 @@ def test_certificates_and_data_objects(user: Session) -> None:
             "CKA_TOKEN": True,
         }
     )
-    data = user.create({"CKA_CLASS": CK["CKO_DATA"], "CKA_LABEL": b"note", "CKA_VALUE": b"v", "CKA_TOKEN": True})
+    data = user.create(
+        {"CKA_CLASS": CK["CKO_DATA"], "CKA_LABEL": b"note", "CKA_VALUE": b"v", "CKA_TOKEN": True}
+    )
     assert user.find(CKA_ID=b"7") == [certificate]
     assert user.find(CKA_LABEL=b"note") == [data]
     user.set(data, CKA_VALUE=b"another")

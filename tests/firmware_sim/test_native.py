@@ -16,13 +16,17 @@ def test_timing_bookings(build_directory: Path) -> None:
 
 
 def test_eight_threads(sim: Module, build_directory: Path) -> None:
-    subprocess.run([build_directory / "stress", build_directory / "libfirmware_sim.so", "0", USER_PIN, "20"], check=True)
+    subprocess.run(
+        [build_directory / "stress", build_directory / "libfirmware_sim.so", "0", USER_PIN, "20"], check=True
+    )
 
 
 @pytest.mark.gauntlet
 @pytest.mark.timeout(900)
 def test_eight_threads_under_thread_sanitizer(sim: Module) -> None:
-    directory = build(PROJECT / "build-tsan", "-Db_sanitize=thread", "-Dbuildtype=debugoptimized", "-Db_lundef=false")
+    directory = build(
+        PROJECT / "build-tsan", "-Db_sanitize=thread", "-Dbuildtype=debugoptimized", "-Db_lundef=false"
+    )
     done = subprocess.run(
         [directory / "stress", directory / "libfirmware_sim.so", "0", USER_PIN, "30"],
         env=os.environ | {"TSAN_OPTIONS": "exitcode=66 halt_on_error=1"},
@@ -36,7 +40,15 @@ def test_eight_threads_under_thread_sanitizer(sim: Module) -> None:
 @pytest.mark.parametrize("way", ["init", "message", "batch"])
 def test_the_raw_loop_runs(sim: Module, build_directory: Path, way: str) -> None:
     """That it runs; how fast is for the bench to say."""
-    command = [build_directory / "bench_raw", build_directory / "libfirmware_sim.so", "0", USER_PIN, "2", "0.05", way]
+    command = [
+        build_directory / "bench_raw",
+        build_directory / "libfirmware_sim.so",
+        "0",
+        USER_PIN,
+        "2",
+        "0.05",
+        way,
+    ]
     assert int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) > 0
 
 
@@ -63,7 +75,10 @@ def test_fuzzing_guided_by_coverage(settings: Path, tmp_path: Path) -> None:
         sources.remove(PROJECT / "src" / "engine_fast.c")
     target = tmp_path / "fuzz"
     built = subprocess.run(
-        [clang, *options, *sources, "-lcrypto", "-lpthread", "-o", target], capture_output=True, text=True, check=False
+        [clang, *options, *sources, "-lcrypto", "-lpthread", "-o", target],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if built.returncode and "clang_rt.fuzzer" in built.stderr:
         pytest.skip("clang has no fuzzer runtime here")

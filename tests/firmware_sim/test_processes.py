@@ -49,7 +49,8 @@ def test_a_token_initialised_anew_elsewhere_is_noticed(user: Session, module_pat
 def test_many_processes_at_once(sim: Module, module_path: Path) -> None:
     """Eight processes start, log in and create at the same moment; nothing is lost and nobody is refused."""
     running = [
-        subprocess.Popen([sys.executable, str(CHILD), str(module_path), "create", f"p{i}", "5"]) for i in range(8)
+        subprocess.Popen([sys.executable, str(CHILD), str(module_path), "create", f"p{i}", "5"])
+        for i in range(8)
     ]
     assert [process.wait() for process in running] == [0] * 8
     user = sim.open().login()
@@ -71,7 +72,7 @@ def test_a_fork_must_initialise_for_itself_and_repeats_no_nonce(sim: Module) -> 
                 try:
                     user.sign("CKM_SM2", key, bytes(32))
                 except P11Error as error:
-                    assert error.name == "CKR_CRYPTOKI_NOT_INITIALIZED"  # noqa: PT017 - no pytest in the child
+                    assert error.name == "CKR_CRYPTOKI_NOT_INITIALIZED"
                 sim.C_Initialize(byref(InitializeArgs(flags=CK["CKF_OS_LOCKING_OK"])))
                 mine = sim.open().login()
                 (again,) = mine.find(CKA_ID=b"k", CKA_CLASS=CK["CKO_PRIVATE_KEY"])
@@ -89,7 +90,7 @@ def test_a_fork_must_initialise_for_itself_and_repeats_no_nonce(sim: Module) -> 
 
 
 def test_interfaces(loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .p11 import Interface  # noqa: PLC0415
+    from .p11 import Interface
 
     def names() -> list[tuple[bytes, int, int]]:
         count = ctypes.c_ulong()
@@ -116,16 +117,23 @@ def test_interfaces(loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_bad_setting_is_a_clear_error(
-    loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str,
-    value: str, message: str,
-) -> None:  # fmt: skip
+    loaded: Module,
+    settings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    message: str,
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(P11Error, match="CKR_ARGUMENTS_BAD"), loaded.running():
         pass
     assert message in capfd.readouterr().err
 
 
-def test_a_configuration_file(loaded: Module, tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_file(
+    loaded: Module, tmp_path: Path, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conf = tmp_path / "sim.conf"
     monkeypatch.delenv("FIRMWARE_SIM_TOKENS")
     monkeypatch.setenv("FIRMWARE_SIM_CONF", str(conf))

@@ -12,7 +12,9 @@ from .conftest import PROJECT, build
 
 def runtime(name: str) -> str | None:
     """The compiler's sanitizer runtime, which must be loaded before Python's own libraries."""
-    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     return found if Path(found).is_absolute() else None
 
 
@@ -38,7 +40,10 @@ def test_the_suite_under_address_and_undefined_behaviour_sanitizers() -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gauntlet", "-p", "no:cacheprovider"]
-    deselected = ["--deselect", "tests/firmware_sim/test_conformance.py"]  # Python 3.12 would need the same preloading
+    deselected = [
+        "--deselect",
+        "tests/firmware_sim/test_conformance.py",
+    ]  # Python 3.12 would need the same preloading
     done = subprocess.run(
         [*command, *deselected, str(Path(__file__).parent)],
         cwd=PROJECT.parent, env=environment, capture_output=True, text=True, check=False,

@@ -39,7 +39,8 @@ with token.open(rw=True, user_pin="1234") as session:
     signature = private.sign(b"message", mechanism=Mechanism.SHA256_RSA_PKCS)
     assert public.verify(b"message", signature, mechanism=Mechanism.SHA256_RSA_PKCS)
     key = session.generate_key(KeyType.AES, 256)
-    assert key.decrypt(key.encrypt(b"a" * 33, mechanism_param=bytes(16)), mechanism_param=bytes(16)) == b"a" * 33
+    iv = bytes(16)
+    assert key.decrypt(key.encrypt(b"a" * 33, mechanism_param=iv), mechanism_param=iv) == b"a" * 33
 with token.open(user_pin="1234") as session:
     (found,) = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: "seal"})
     assert found.id == b"7"
@@ -74,7 +75,18 @@ def test_pkcs11_tool(settings: Path, module_path: Path) -> None:
     tool = ["pkcs11-tool", "--module", module_path]
     assert "SIMULATOR" in run(*tool, "--list-slots")
     run(*tool, "--init-token", "--slot", "0", "--label", "tool", "--so-pin", "87654321")
-    run(*tool, "--init-pin", "--token-label", "tool", "--so-pin", "87654321", "--new-pin", "1234", "--pin", "1234")
+    run(
+        *tool,
+        "--init-pin",
+        "--token-label",
+        "tool",
+        "--so-pin",
+        "87654321",
+        "--new-pin",
+        "1234",
+        "--pin",
+        "1234",
+    )
     login = [*tool, "--token-label", "tool", "--login", "--pin", "1234"]
     run(*login, "--keypairgen", "--key-type", "EC:prime256v1", "--id", "01", "--label", "curve")
     run(*login, "--keypairgen", "--key-type", "rsa:2048", "--id", "02", "--label", "rsa")
