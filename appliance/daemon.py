@@ -162,6 +162,7 @@ class Daemon:
             settings.times,
             settings.window.max_queued_items,
             clock,
+            place.index,
         )
         self.authenticator = Authenticator(
             self.holdings.accounts,

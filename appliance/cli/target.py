@@ -246,23 +246,30 @@ class Officer:
         """What the interface answers to ``/v1/<names…>``; its errors are raised as what they are."""
         target = "/".join(("/v1", *(quote(name, safe="") for name in names)))
         connection = _UnixConnection(self._path)
+        asked = False
         try:
             payload = None if body is None else json.dumps(body).encode()
+            connection.connect()
+            asked = True
             connection.request(method, target, payload, {"Content-Type": "application/json"})
             response = connection.getresponse()
             raw = response.read(MAX_ANSWER_LEN + 1)
+            if len(raw) <= MAX_ANSWER_LEN and response.length:
+                raise http.client.IncompleteRead(raw, response.length)
         except PermissionError as error:
             raise Denied(
                 f"{self._path}: not yours to use",
                 hint="run this as the daemon's user, or see web.officer_uids",
             ) from error
-        except TimeoutError as error:
-            raise Unavailable(f"{self._path}: no answer in {OFFICER_TIMEOUT_S:g} s") from error
         except (OSError, http.client.HTTPException) as error:
+            detail = f"{self._path}: no answer ({str(error) or type(error).__name__})"
+            if asked and method != "GET":
+                # The only case in which we cannot tell; every act can be looked at, and most can be repeated.
+                raise Unavailable(
+                    f"{detail}; whether it was done is not known", hint="look before trying again: … list"
+                ) from error
             raise Unavailable(
-                f"{self._path}: nobody answers ({error or type(error).__name__})",
-                hint="is cloud-seald running, with this configuration?",
-                retry_after_ms=1_000,
+                detail, hint="is cloud-seald running, with this configuration?", retry_after_ms=1_000
             ) from error
         finally:
             connection.close()

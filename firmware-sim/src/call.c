@@ -131,6 +131,12 @@ CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE h
     return CKR_OK;
 }
 
+/* Like any failure but a short buffer, bad arguments end the operation that the call goes on with. */
+CK_RV call_bad_arguments(const struct call *call, struct session *session) {
+    session_cancel(session, operation_of(call->id));
+    return CKR_ARGUMENTS_BAD;
+}
+
 CK_RV call_leave(struct call *call, CK_RV rv) {
     switch (call->fault.action) {
     case FAULT_LOSE:

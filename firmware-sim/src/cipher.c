@@ -15,6 +15,11 @@ void ciphering_end(struct ciphering *op) {
 
 static CK_RV ciphering_begin(struct module *m, struct session *s, struct ciphering *op, const CK_MECHANISM *given,
                              CK_OBJECT_HANDLE key, bool encrypt) {
+    if (!given) {
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
+        ciphering_end(op);
+        return cancelled;
+    }
     struct ciphering next = {.mechanism = mechanism_find(given->mechanism, encrypt ? CKF_ENCRYPT : CKF_DECRYPT)};
     struct material *material = NULL;
     struct parameters parameters;
@@ -167,7 +172,7 @@ static CK_RV end(struct ciphering *op, bool encrypt, uint8_t *out, CK_ULONG *out
 }
 
 CK_RV C_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_EncryptInit, mechanism, ciphering_begin(call.module, s, &s->encrypt, mechanism, key, true));
+    SESSION_SHIM(C_EncryptInit, true, ciphering_begin(call.module, s, &s->encrypt, mechanism, key, true));
 }
 
 CK_RV C_Encrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
@@ -184,7 +189,7 @@ CK_RV C_EncryptFinal(CK_SESSION_HANDLE session, CK_BYTE_PTR out, CK_ULONG_PTR ou
 }
 
 CK_RV C_DecryptInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_DecryptInit, mechanism, ciphering_begin(call.module, s, &s->decrypt, mechanism, key, false));
+    SESSION_SHIM(C_DecryptInit, true, ciphering_begin(call.module, s, &s->decrypt, mechanism, key, false));
 }
 
 CK_RV C_Decrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {

@@ -9,6 +9,11 @@ static void digest_end(struct session *s) {
 }
 
 static CK_RV digest_init(struct module *m, struct session *s, const CK_MECHANISM *given) {
+    if (!given) {
+        CK_RV cancelled = s->digest ? CKR_OK : CKR_ARGUMENTS_BAD;
+        digest_end(s);
+        return cancelled;
+    }
     const struct mechanism *mechanism = mechanism_find(given->mechanism, CKF_DIGEST);
     struct parameters parameters;
     if (s->digest)
@@ -29,7 +34,7 @@ static CK_RV digest_init(struct module *m, struct session *s, const CK_MECHANISM
 }
 
 CK_RV C_DigestInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism) {
-    SESSION_SHIM(C_DigestInit, mechanism, digest_init(call.module, s, mechanism));
+    SESSION_SHIM(C_DigestInit, true, digest_init(call.module, s, mechanism));
 }
 
 static CK_RV digest_finish(struct session *s, const uint8_t *in, size_t len, uint8_t *out, CK_ULONG *out_len) {

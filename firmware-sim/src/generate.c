@@ -87,7 +87,11 @@ static EVP_PKEY *rsa_generate(const struct attributes *public_key, CK_RV *rv) {
     BIGNUM *exponent = BN_new();
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, "RSA", NULL);
     *rv = CKR_ATTRIBUTE_VALUE_INVALID;
-    if (bits < 2048 || bits > 4096 || bits % 64 || (given && (given->len == 0 || given->len > 8)))
+    if (bits < 2048 || bits > 4096) {
+        *rv = CKR_KEY_SIZE_RANGE;
+        goto done;
+    }
+    if (bits % 64 || (given && (given->len == 0 || given->len > 8)))
         goto done;
     if (!exponent || !context || (given ? !BN_bin2bn(given->value, (int)given->len, exponent)
                                         : BN_set_word(exponent, RSA_F4) != 1)) {
@@ -115,7 +119,7 @@ static CK_RV generate_numbers(const struct mechanism *mechanism, const struct at
     }
     enum family family = object_family(public_key);
     if (family != FAMILY_P256 && family != FAMILY_SM2)
-        return CKR_CURVE_NOT_SUPPORTED;
+        return key_curve_error(public_key);
     *pkey = key_generate_ec(family == FAMILY_SM2);
     return *pkey ? CKR_OK : CKR_GENERAL_ERROR;
 }
@@ -386,5 +390,5 @@ CK_RV C_UnwrapKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJE
 CK_RV C_DeriveKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE base_key,
                   CK_ATTRIBUTE_PTR attributes, CK_ULONG count, CK_OBJECT_HANDLE_PTR key) {
     (void)base_key, (void)attributes, (void)count, (void)key;
-    SESSION_SHIM(C_DeriveKey, mechanism, CKR_FUNCTION_NOT_SUPPORTED);
+    SESSION_SHIM(C_DeriveKey, mechanism, CKR_MECHANISM_INVALID); /* none derives */
 }

@@ -30,6 +30,9 @@ enum family object_family(const struct attributes *attributes) {
     case CKK_SM4:
         return FAMILY_SM4;
     case CKK_GENERIC_SECRET:
+    case CKK_SHA256_HMAC:
+    case CKK_SHA384_HMAC:
+    case CKK_SHA512_HMAC:
         return FAMILY_GENERIC;
     default:
         return FAMILY_NONE;
@@ -184,6 +187,14 @@ static struct material *material_from(const struct engine *engine, const struct 
     return material;
 }
 
+/* What is wrong with CKA_EC_PARAMS: not the DER of an object identifier at all, or of a curve that we do not have. */
+CK_RV key_curve_error(const struct attributes *attributes) {
+    const struct attribute *params = attributes_find(attributes, CKA_EC_PARAMS);
+    bool oid = params && params->len >= 3 && params->len < 128 && params->value[0] == 0x06 &&
+               params->value[1] == params->len - 2 && params->value[params->len - 1] < 0x80;
+    return oid ? CKR_CURVE_NOT_SUPPORTED : CKR_DOMAIN_PARAMS_INVALID;
+}
+
 /* ---- entering the token ---------------------------------------------------------------------------------------------------- */
 
 static bool set_public_key_info(struct attributes *attributes, EVP_PKEY *pkey, bool *mismatch) {
@@ -224,7 +235,7 @@ CK_RV key_complete(struct module *m, struct attributes *attributes) {
     uint8_t d[32];
     bool mismatch = false, good = true;
     if (object_family(attributes) == FAMILY_NONE)
-        return type == CKK_EC || type == CKK_SM2 ? CKR_CURVE_NOT_SUPPORTED : CKR_ATTRIBUTE_VALUE_INVALID;
+        return key_curve_error(attributes);
     struct material *material = material_from(m->engine, attributes);
     if (!material)
         return CKR_ATTRIBUTE_VALUE_INVALID;

@@ -9,7 +9,7 @@
 #define NO_PARAMETER (!parameter_len)
 
 CK_RV C_MessageSignInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_MessageSignInit, mechanism,
+    SESSION_SHIM(C_MessageSignInit, true,
                  signing_begin(call.module, s, &s->message_sign, mechanism, key, CKF_MESSAGE_SIGN));
 }
 
@@ -87,7 +87,7 @@ CK_RV C_MessageSignFinal(CK_SESSION_HANDLE session) {
 }
 
 CK_RV C_MessageVerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_MessageVerifyInit, mechanism,
+    SESSION_SHIM(C_MessageVerifyInit, true,
                  signing_begin(call.module, s, &s->message_verify, mechanism, key, CKF_MESSAGE_VERIFY));
 }
 

@@ -224,6 +224,7 @@ struct call {
 CK_RV call_enter(struct call *call, enum call_id id);
 CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle, struct session **session);
 CK_RV call_leave(struct call *call, CK_RV rv);
+CK_RV call_bad_arguments(const struct call *call, struct session *session);
 CK_RV call_leave_session(struct call *call, struct session *session, CK_RV rv);
 
 /* A shim checks what C's types cannot say, calls the safe function, and nothing else. */
@@ -239,7 +240,7 @@ CK_RV call_leave_session(struct call *call, struct session *session, CK_RV rv);
     struct session *s = NULL; \
     CK_RV rv = call_enter_session(&call, CALL_##name, session, &s); \
     if (rv == CKR_OK) \
-        rv = (arguments_good) ? (safe_call) : CKR_ARGUMENTS_BAD; \
+        rv = (arguments_good) ? (safe_call) : call_bad_arguments(&call, s); \
     return call_leave_session(&call, s, rv)
 
 #define UNSUPPORTED_SHIM(name) SHIM(name, true, CKR_FUNCTION_NOT_SUPPORTED)
@@ -326,6 +327,7 @@ void object_discard(struct module *m, struct session *s, CK_OBJECT_HANDLE handle
 
 CK_RV key_open(struct module *m, struct session *s, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE usage,
                const struct mechanism *mechanism, struct object **object, struct material **material);
+CK_RV key_curve_error(const struct attributes *attributes);
 CK_RV key_complete(struct module *m, struct attributes *attributes);
 CK_RV key_attributes_from_pkey(EVP_PKEY *pkey, CK_OBJECT_CLASS class, struct attributes *result);
 EVP_PKEY *key_generate_ec(bool sm2);

@@ -71,7 +71,7 @@ static CK_RV open_session(struct module *m, CK_SLOT_ID slot, CK_FLAGS flags, CK_
     pthread_mutex_lock(&token->lock); /* so that a login cannot slip in between looking and counting */
     pthread_rwlock_wrlock(&m->tables);
     CK_RV rv = CKR_OK;
-    if (m->sessions.used - 0 >= SESSIONS_MAX && !m->sessions.free_head)
+    if (m->sessions.used >= SESSIONS_MAX && !m->sessions.free_head)
         rv = CKR_SESSION_COUNT;
     else if ((s->handle = handles_add(&m->sessions, s)) == CK_INVALID_HANDLE)
         rv = CKR_HOST_MEMORY;
@@ -192,14 +192,15 @@ static CK_RV login(struct module *m, struct session *s, CK_USER_TYPE user, const
     enum login who = user == CKU_SO ? LOGIN_SO : LOGIN_USER;
     pthread_mutex_lock(&token->lock);
     CK_RV rv = CKR_OK;
-    if (token->login == (int)who)
+    pthread_rwlock_rdlock(&m->tables);
+    bool readers = token->sessions != token->rw_sessions;
+    pthread_rwlock_unlock(&m->tables);
+    if (who == LOGIN_SO && readers)
+        rv = CKR_SESSION_READ_ONLY_EXISTS;
+    else if (token->login == (int)who)
         rv = CKR_USER_ALREADY_LOGGED_IN;
     else if (token->login != LOGIN_NONE)
         rv = CKR_USER_ANOTHER_ALREADY_LOGGED_IN;
-    pthread_rwlock_rdlock(&m->tables);
-    if (rv == CKR_OK && who == LOGIN_SO && token->sessions != token->rw_sessions)
-        rv = CKR_SESSION_READ_ONLY_EXISTS;
-    pthread_rwlock_unlock(&m->tables);
     if (rv == CKR_OK)
         rv = token_login(token, who, pin, pin_len);
     if (rv == CKR_OK)

@@ -81,6 +81,11 @@ CK_RV signing_restart(struct module *m, struct signing *op) {
 
 CK_RV signing_begin(struct module *m, struct session *s, struct signing *op, const CK_MECHANISM *given,
                     CK_OBJECT_HANDLE key, CK_FLAGS use) {
+    if (!given) { /* 3.0: an initialisation without a mechanism cancels the operation */
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
+        signing_end(op);
+        return cancelled;
+    }
     if (op->mechanism)
         return CKR_OPERATION_ACTIVE;
     struct signing next = {.mechanism = mechanism_find(given->mechanism, use)};
@@ -283,7 +288,7 @@ static CK_RV sign(struct module *m, struct session *s, const uint8_t *in, size_t
 }
 
 CK_RV C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_SignInit, mechanism, signing_begin(call.module, s, &s->sign, mechanism, key, CKF_SIGN));
+    SESSION_SHIM(C_SignInit, true, signing_begin(call.module, s, &s->sign, mechanism, key, CKF_SIGN));
 }
 
 CK_RV C_Sign(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {

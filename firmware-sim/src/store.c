@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OBJECT_NAME_LEN = 16 + 1 + 8 + 4, OBJECT_FILE_MAX = 1 << 20 /* data objects are no file store */ };
+enum { OBJECT_NAME_LEN = 16 + 1 + 8 + 4, OBJECT_FILE_MAX = 1 << 23 /* data objects are no file store */ };
 
 static bool join(char *path, size_t room, const char *directory, const char *name) {
     int len = snprintf(path, room, "%s/%s", directory, name);

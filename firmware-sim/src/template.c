@@ -128,7 +128,10 @@ static unsigned form_of(CK_OBJECT_CLASS class, CK_KEY_TYPE key_type) {
     case CKO_PRIVATE_KEY:
         return rsa ? F_PRIV_RSA : ec ? F_PRIV_EC : 0;
     case CKO_SECRET_KEY:
-        return key_type == CKK_AES || key_type == CKK_SM4 || key_type == CKK_GENERIC_SECRET ? F_SECRET : 0;
+        return key_type == CKK_AES || key_type == CKK_SM4 || key_type == CKK_GENERIC_SECRET ||
+                       (key_type >= CKK_SHA256_HMAC && key_type <= CKK_SHA512_HMAC)
+                   ? F_SECRET
+                   : 0;
     default:
         return 0;
     }
@@ -161,7 +164,7 @@ bool attribute_is_secret(CK_OBJECT_CLASS class, bool private_object, CK_ATTRIBUT
 
 /* ---- shape: what holds for any template ----------------------------------------------------------------------------- */
 
-enum { VALUE_LEN_MAX = 1 << 19 /* half an object file */, ATTRIBUTES_GIVEN_MAX = 256 };
+enum { VALUE_LEN_MAX = 1 << 22 /* half an object file */, ATTRIBUTES_GIVEN_MAX = 256 };
 
 static bool date_good(const uint8_t *date, size_t len) {
     for (size_t i = 0; i < len; i++)

@@ -53,7 +53,7 @@ static CK_RV verify(struct module *m, struct session *s, const uint8_t *in, size
 }
 
 CK_RV C_VerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_VerifyInit, mechanism, signing_begin(call.module, s, &s->verify, mechanism, key, CKF_VERIFY));
+    SESSION_SHIM(C_VerifyInit, true, signing_begin(call.module, s, &s->verify, mechanism, key, CKF_VERIFY));
 }
 
 CK_RV C_Verify(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR signature,
