@@ -200,7 +200,7 @@ class Daemon:
             {name: float(pool.is_up) for name, pool in self.pools.items()},
         )
         yield (
-            "cloudseal_retried_parts",
+            "cloudseal_retried_parts_total",
             "Runs of items given to another worker since the start.",
             {name: one.retried_parts for name, one in dispatchers.items()},
         )

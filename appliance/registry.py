@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ConfigError, Conflict, NotFound, Unavailable
+from appliance.errors import ConfigError, Conflict, NotFound, StateUnknown, Unavailable
 from appliance.policy import EVERY_KEY, Account, HeldKey
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -142,11 +142,15 @@ class Registry:
                 ) from error
             try:
                 yield self._db
-                self._db.execute("COMMIT")  # durable from here on
             except BaseException:
                 if self._db.in_transaction:  # some errors make SQLite roll back by itself
                     self._db.execute("ROLLBACK")
                 raise
+            try:
+                self._db.execute("COMMIT")  # durable from here on
+            except sqlite3.Error as error:
+                # The disk is full or broken, and what it holds now is known only to who reads it anew.
+                raise StateUnknown(f"the registry's commit failed: {error}") from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:

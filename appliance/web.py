@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,7 +27,7 @@ from asn1crypto.x509 import Name
 from appliance import certificates
 from appliance.accounts import Authenticator
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, Unavailable
+from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, StateUnknown, Unavailable
 from appliance.fronts import Fronts
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics, merge_pages
@@ -36,6 +37,10 @@ from appliance.server import bind_unix_socket, peer_uid
 from appliance.settings import WebSettings, split_address
 from appliance.signers import SignerPool
 
+log = logging.getLogger(__name__)
+
+STATE_UNKNOWN_EXIT: Final = 70
+"""EX_SOFTWARE of sysexits: systemd starts us anew, and that is the repair."""
 MAX_BODY_LEN: Final = 65_536
 """Every request here is a handful of short fields."""
 MAX_UID: Final = 2**32 - 2
@@ -101,6 +106,9 @@ def officer_application(services: Services, allowed_uids: frozenset[int]) -> web
             return await handler(request)
         except ApplianceError as error:
             return _error(error)
+        except StateUnknown as error:
+            log.critical("%s: the process ends, and the next start reads what is there", error)
+            os._exit(STATE_UNKNOWN_EXIT)
         except web.HTTPRequestEntityTooLarge:
             return _error(BadRequest(f"a request has at most {MAX_BODY_LEN} bytes"))
         except web.HTTPNotFound:

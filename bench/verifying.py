@@ -45,9 +45,10 @@ Batch: TypeAlias = "tuple[list[PublicKey], array[int], bytes, bytes]"
 
 def add(a: Point, b: Point) -> Point:
     if a == b:
-        slope = (3 * a[0] * a[0] - 3) * pow(2 * a[1], -1, P) % P
+        rise, run = 3 * a[0] * a[0] - 3, 2 * a[1]
     else:
-        slope = (b[1] - a[1]) * pow(b[0] - a[0], -1, P) % P
+        rise, run = b[1] - a[1], b[0] - a[0]
+    slope = rise * pow(run, -1, P) % P
     x = (slope * slope - a[0] - b[0]) % P
     return x, (slope * (a[0] - x) - a[1]) % P
 

@@ -128,7 +128,7 @@ def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
             pids = await wait_new_workers(appliance, pids)
 
     run(stream_while(appliance, trouble(), 3_000))
-    assert appliance.metric("cloudseal_retried_parts", token="softhsm2") > 0
+    assert appliance.metric("cloudseal_retried_parts_total", token="softhsm2") > 0
 
 
 def test_workers_killed_while_they_start(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from appliance import registry as registry_module
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ApplianceError, ConfigError, Conflict, NotFound, Unavailable
+from appliance.errors import ApplianceError, ConfigError, Conflict, NotFound, StateUnknown, Unavailable
 from appliance.policy import Account
 from appliance.registry import MIGRATIONS, Registry
 
@@ -397,3 +397,27 @@ def test_threads_share_it(registry: Registry) -> None:
     for thread in threads:
         thread.join()
     assert [key.name for key in registry.all_keys()] == [f"k{i:02}" for i in range(40)]
+
+
+class FullDisk:
+    """A connection whose commits fail; everything else is the real one."""
+
+    def __init__(self, real: sqlite3.Connection) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._real.execute(statement, *values)
+
+
+def test_a_commit_that_fails_leaves_a_state_that_nobody_knows(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_db", FullDisk(registry._db))
+    with pytest.raises(StateUnknown, match="disk I/O error"):
+        registry.create_account(ACCOUNT)
+    assert not issubclass(StateUnknown, Exception), "an honest `except Exception` must not swallow it"
