@@ -4,8 +4,8 @@
 
 The clock is the thread's own processor time, since all work is done in the calling thread. Engines take turns
 in short slices, and the best slice of each counts: on a machine that others share, that is the figure that
-travels. OpenSSL's key objects are cached like our tables: its figures hold no set-up, except for keys never seen
-before, where setting up is the point.
+travels. OpenSSL's key objects are cached like our tables: its figures hold no set-up, except for keys never
+seen before, where setting up is the point.
 """
 
 from __future__ import annotations

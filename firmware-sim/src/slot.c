@@ -49,7 +49,10 @@ static void add_slot(struct module *m, CK_SLOT_ID slot) {
         return;
     struct token *token = token_new(m, slot);
     pthread_rwlock_wrlock(&m->tables);
-    struct token **grown = token ? realloc(m->tokens, (m->token_count + 1) * sizeof *grown) : NULL;
+    bool there = false; /* another thread may have looked at the same moment */
+    for (size_t i = 0; i < m->token_count; i++)
+        there |= m->tokens[i]->slot == slot;
+    struct token **grown = token && !there ? realloc(m->tokens, (m->token_count + 1) * sizeof *grown) : NULL;
     if (grown) {
         m->tokens = grown;
         m->tokens[m->token_count++] = token;
@@ -82,10 +85,10 @@ void tokens_refresh(struct module *m) {
     if (listing)
         closedir(listing);
     add_slot(m, next);
-    for (size_t i = 0; i < m->token_count; i++) {
-        struct token *token = m->tokens[i];
+    for (CK_SLOT_ID slot = 0; slot <= next; slot++) {
+        struct token *token = token_find(m, slot);
         struct token_record record;
-        if (token->initialised)
+        if (!token || token->initialised)
             continue;
         pthread_mutex_lock(&token->lock);
         if (token_read_record(token, &record) == CKR_OK) {
@@ -112,15 +115,14 @@ void tokens_free(struct module *m) {
 static CK_RV get_slot_list(struct module *m, bool out, CK_SLOT_ID *slots, CK_ULONG *count) {
     if (!slots)
         tokens_refresh(m); /* the standard: slots may appear only between a call with NULL and the next */
+    pthread_rwlock_rdlock(&m->tables);
     CK_ULONG room = *count, there = out ? 0 : m->token_count;
     *count = there;
-    if (!slots)
-        return CKR_OK;
-    if (room < there)
-        return CKR_BUFFER_TOO_SMALL;
-    for (CK_ULONG i = 0; i < there; i++)
+    CK_RV rv = slots && room < there ? CKR_BUFFER_TOO_SMALL : CKR_OK;
+    for (CK_ULONG i = 0; slots && rv == CKR_OK && i < there; i++)
         slots[i] = m->tokens[i]->slot;
-    return CKR_OK;
+    pthread_rwlock_unlock(&m->tables);
+    return rv;
 }
 
 CK_RV C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR count) {

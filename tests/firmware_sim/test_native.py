@@ -15,6 +15,28 @@ def test_timing_bookings(build_directory: Path) -> None:
     subprocess.run([build_directory / "timing_test"], check=True)
 
 
+def test_the_kernel_with_a_known_nonce(build_directory: Path) -> None:
+    program = build_directory / "kernel_test"
+    if not program.exists():
+        pytest.skip("this build has no fast engine")
+    subprocess.run([program], check=True)
+
+
+def test_the_timing_model_changes_no_signature(
+    loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it can be switched on; how long it waits is for timing_test to say, on a clock of its own."""
+    for name in ("SERVICE_US", "ENGINES", "ROUND_TRIP_US"):
+        monkeypatch.setenv(f"FIRMWARE_SIM_{name}", "3")
+    with loaded.running():
+        loaded.make_token()
+        session = loaded.open().login()
+        public, private = session.sm2_pair()
+        made = [session.sign("CKM_SM2", private, bytes(32))]
+        made += loaded.sign_batch(session, "CKM_SM2", private, [bytes(32)] * 9)
+        assert all(session.verify("CKM_SM2", public, bytes(32), one) for one in made)
+
+
 def test_eight_threads(sim: Module, build_directory: Path) -> None:
     subprocess.run(
         [build_directory / "stress", build_directory / "libfirmware_sim.so", "0", USER_PIN, "20"], check=True
