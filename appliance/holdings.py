@@ -75,8 +75,7 @@ class Holdings:
         async with self._acts:
             await self._finish_unfinished(token, maker)  # perhaps an earlier try at this very name
             await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm)
-            # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it. So does
-            # every failure but a refusal: a worker that has died or is late may have made the key all the same.
+            # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
             try:
                 public = await maker.create_key(key_id, name, algorithm)
             except (RequestError, SignerFailed):  # the token says no: there is no key

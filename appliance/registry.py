@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ from appliance.policy import EVERY_KEY, Account, HeldKey
 
 BUSY_TIMEOUT_S: Final = 5.0
 """How long to wait for another process that has the file open: a backup, an operator's ``sqlite3``."""
+
+WAL_TRIES: Final = 100
+"""Spread over the same time: a process that starts beside us is done with its first steps in milliseconds."""
 
 MIGRATIONS: Final = (
     """
@@ -73,7 +77,7 @@ class Registry:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._to_wal()
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             try:
@@ -85,6 +89,17 @@ class Registry:
             raise ConfigError(
                 f"registry {path}: {error}", hint="check the path, its owner and that it is a registry"
             ) from error
+
+    def _to_wal(self) -> None:
+        """The first switch to WAL asks for the file alone, and SQLite refuses that at once, busy timeout or not."""
+        for left in reversed(range(WAL_TRIES)):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if not left or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                time.sleep(BUSY_TIMEOUT_S / WAL_TRIES)
 
     def _version(self) -> int:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])

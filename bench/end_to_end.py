@@ -16,13 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 import yaml
+from report import Measurement, percentile
+from tokens import Token
 
 from appliance import wire
 from appliance.client import Client
@@ -30,8 +32,6 @@ from appliance.client import Client
 START_S = 30
 KEY = "bench"
 ACCOUNT = "bench"
-
-Measurement = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,42 @@ class Appliance:
 
 
 @contextlib.contextmanager
-def running(profile: dict[str, Any], pin: str, algorithm: str, **settings: Any) -> Iterator[Appliance]:
-    """Start the daemon before the profile's token, make a key and an account; stop it by SIGTERM."""
+def running(
+    token: Token,
+    *,
+    profile: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    wrapper: Sequence[str] = (),
+    start_s: float = START_S,
+) -> Iterator[Appliance]:
+    """Start the daemon before the token, make a key and an account; stop it by SIGTERM.
+
+    ``profile`` and ``settings`` change the token profile and the configuration. ``wrapper`` is a program that runs the
+    daemon (valgrind), whose start then takes up to ``start_s``.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "pin").write_text(pin)
+        (folder / "pin").write_bytes(token.target.pin_file.read_bytes())
         (folder / "pin").chmod(0o600)
-        (folder / "token.yaml").write_text(yaml.safe_dump(profile))
+        (folder / "token.yaml").write_text(yaml.safe_dump({**token.profile, **(profile or {})}))
         document = {
             "tokens": [{"profile": "token.yaml", "pin_file": "pin"}],
             "web": {"health": None},
             "log_level": "warning",
-            **settings,
+            **(settings or {}),
         }
         (folder / "appliance.yaml").write_text(yaml.safe_dump(document))
         program = Path(sys.executable).parent / "cloud-seald"
-        process = subprocess.Popen([program, "--config", folder / "appliance.yaml", "--allow-root"])
+        process = subprocess.Popen(
+            [*wrapper, sys.executable, program, "--config", folder / "appliance.yaml", "--allow-root"]
+        )
         try:
             officer = folder / "run" / "officer.sock"
-            _until(lambda: _call(officer, "GET", "/v1/status")[1]["state"] == "ready")
-            key = _call(officer, "POST", "/v1/keys", {"name": KEY, "algorithm": algorithm})[1]
+            _until(lambda: _is_ready(officer), start_s)
+            key = _call(officer, "POST", "/v1/keys", {"name": KEY, "algorithm": token.algorithm})[1]
             _call(officer, "POST", "/v1/accounts", {"name": ACCOUNT, "uid": os.getuid()})
             _call(officer, "POST", f"/v1/accounts/{ACCOUNT}/grants", {"key": KEY})
-            yield Appliance(folder, process, bytes.fromhex(key["id"]), algorithm)
+            yield Appliance(folder, process, bytes.fromhex(key["id"]), token.algorithm)
         finally:
             process.terminate()
             process.wait()
@@ -163,8 +176,8 @@ async def _drive(
         "rate": round(done / elapsed_s, 1),
         "signatures": done,
         "seconds": round(elapsed_s, 3),
-        "p50_us": round(latencies[len(latencies) // 2] * 1e6, 1),
-        "p99_us": round(latencies[len(latencies) * 99 // 100] * 1e6, 1),
+        "p50_us": round(percentile(latencies, 0.50) * 1e6, 1),
+        "p99_us": round(percentile(latencies, 0.99) * 1e6, 1),
         "front_us": round((cpu_after["front"] - cpu_before["front"]) / done * 1e6, 2),
         "workers_us": round((cpu_after["workers"] - cpu_before["workers"]) / done * 1e6, 2),
         "client_us": round((own_after - own_before) / done * 1e6, 2),
@@ -202,8 +215,16 @@ def _call(path: Path, method: str, resource: str, document: Any = None) -> tuple
         connection.close()
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_S
+def _is_ready(officer: Path) -> bool:
+    """Ready, and with all its workers: half of them would be half the rate."""
+    status = _call(officer, "GET", "/v1/status")[1]
+    return status["state"] == "ready" and all(
+        len(token["workers"]) == token["workers_wanted"] for token in status["tokens"]
+    )
+
+
+def _until(condition: Callable[[], bool], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             if condition():

@@ -14,19 +14,19 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from appliance_pkcs11 import link
 from appliance_pkcs11.link import Kind
+from tokens import Target, Token, softhsm
 
 HERE = Path(__file__).resolve().parent
 SERVER_START_S = 10
@@ -36,29 +36,6 @@ MAX_BLOCKING_BATCH = 4096
 """A larger request could fill the socket while the worker waits for its answer to be taken: a deadlock."""
 
 Measurement = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A key on a token. ``environment`` is what the module needs (SOFTHSM2_CONF)."""
-
-    module: str
-    token_label: str
-    pin_file: Path
-    key_id: bytes
-    mechanism: int
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def arguments(self, seconds: float) -> list[str]:
-        """The options that ``raw_loop`` and ``binding.py`` share."""
-        return [
-            f"--module={self.module}",
-            f"--token={self.token_label}",
-            f"--pin-file={self.pin_file}",
-            f"--key-id={self.key_id.hex()}",
-            f"--mechanism={self.mechanism:#x}",
-            f"--seconds={seconds}",
-        ]
 
 
 def build_raw_loop(folder: Path) -> Path:
@@ -84,10 +61,10 @@ def build_raw_loop(folder: Path) -> Path:
 
 
 def raw_loop(
-    program: Path, target: Target, seconds: float, *, threads: int = 1, processes: int = 1
+    program: Path, target: Target, seconds: float, *, threads: int = 1, processes: int = 1, batch: int = 0
 ) -> Measurement:
-    """The raw C loop on the module."""
-    callers = [f"--threads={threads}", f"--processes={processes}"]
+    """The raw C loop on the module; with ``batch``, on its batch interface with so many items a call."""
+    callers = [f"--threads={threads}", f"--processes={processes}", f"--batch={batch}"]
     return _run([str(program), *target.arguments(seconds), *callers], target.environment)
 
 
@@ -242,71 +219,15 @@ def _wait_for_socket(path: str, server: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("p11-kit server did not start")
 
 
-@contextlib.contextmanager
-def softhsm_target() -> Iterator[tuple[Target, dict[str, Any]]]:
-    """A SoftHSM2 token with one P-256 key in a temporary folder, and the profile for it."""
-    module = next(path for path in map(Path, SOFTHSM_MODULES) if path.exists())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "tokens").mkdir()
-        (folder / "softhsm2.conf").write_text(
-            f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n"
-        )
-        (folder / "pin").write_text("24681357\n")
-        environment = {"SOFTHSM2_CONF": str(folder / "softhsm2.conf")}
-        program = shutil.which("softhsm2-util") or "softhsm2-util"
-        subprocess.run(
-            [
-                program,
-                "--init-token",
-                "--free",
-                "--label",
-                "bench",
-                "--pin",
-                "24681357",
-                "--so-pin",
-                "13579246",
-            ],
-            env={**os.environ, **environment},
-            check=True,
-            capture_output=True,
-        )
-        target = Target(str(module), "bench", folder / "pin", secrets.token_bytes(16), 0x1041, environment)
-        profile: dict[str, Any] = {
-            "name": "bench",
-            "module": target.module,
-            "token_label": target.token_label,
-            "environment": environment,
-            "algorithms": {
-                "ecdsa-p256-sha256": {
-                    "key_type": "CKK_EC",
-                    "ec_params": "06082a8648ce3d030107",
-                    "key_pair_mechanism": "CKM_EC_KEY_PAIR_GEN",
-                    "sign_mechanism": "CKM_ECDSA",
-                    "hashes": "host",
-                    "signature_form": "raw",
-                }
-            },
-        }
-        _create_key(profile, target)
-        yield target, profile
-
-
-SOFTHSM_MODULES = (
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-)
-
-
-def _create_key(profile: dict[str, Any], target: Target) -> None:
+def create_key(token: Token) -> None:
+    """Have a worker make the key that ``token.target`` names; a daemon would make its own."""
     sock, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(link.spawn_arguments(theirs.fileno()), pass_fds=[theirs.fileno()])
-    create = {"id": target.key_id.hex(), "label": "bench", "algorithm": "ecdsa-p256-sha256"}
+    create = {"id": token.target.key_id.hex(), "label": "bench", "algorithm": token.algorithm}
     with sock:
-        sock.sendall(link.pack_json(Kind.START, 1, {"profile": profile, "worker": 0}))
-        sock.sendall(link.pack_frame(Kind.PIN, 2, target.pin_file.read_bytes().strip()))
+        sock.sendall(link.pack_json(Kind.START, 1, {"profile": token.profile, "worker": 0}))
+        sock.sendall(link.pack_frame(Kind.PIN, 2, token.target.pin_file.read_bytes().strip()))
         sock.sendall(link.pack_json(Kind.CREATE_KEY, 3, create) + link.pack_json(Kind.STOP, 4, {}))
         while sock.recv(65536):
             pass
@@ -316,7 +237,9 @@ def _create_key(profile: dict[str, Any], target: Target) -> None:
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    with softhsm_target() as (target, profile), tempfile.TemporaryDirectory() as folder:
+    with softhsm() as token, tempfile.TemporaryDirectory() as folder:
+        create_key(token)
+        target, profile = token.target, token.profile
         program = build_raw_loop(Path(folder))
         results = {
             "raw loop, 1 process": raw_loop(program, target, seconds),

@@ -1,10 +1,12 @@
 /* The yardstick: C_SignInit and C_Sign on a PKCS#11 module in a loop, with nothing around them.
  *
  *     raw_loop --module M --token LABEL --pin-file F --key-id HEX --mechanism N
- *              [--seconds S] [--threads N] [--processes N]
+ *              [--seconds S] [--threads N] [--processes N] [--batch N]
  *
- * Prints one JSON object: signatures per second over all threads and processes, and percentiles of one call pair in
- * microseconds. The PIN is read from a file, so that it stands in no argument list.
+ * Prints one JSON object: signatures per second over all threads and processes, processor time per signature, and
+ * percentiles of one call pair in microseconds. With --batch it calls C_SignBatch of the vendor interface instead
+ * (pkcs11/native/BATCH.md), N digests a call, and the percentiles are those of one such call. The PIN is read from a
+ * file, so that it stands in no argument list.
  *
  * - Processes are forked before the module is loaded, and open it one after the other: SoftHSM2 fails when several
  *   initialise at once. All start signing together.
@@ -27,14 +29,16 @@
 
 #include "cryptoki.h"
 
-enum { MAX_THREADS = 256, MAX_PROCESSES = 64, MAX_SLOTS = 64, MAX_ID_LEN = 64, MAX_PIN_LEN = 255 };
+enum { DIGEST_LEN = 32, SIGNATURE_LEN = 64 };
+
+enum { MAX_THREADS = 256, MAX_PROCESSES = 64, MAX_SLOTS = 64, MAX_ID_LEN = 64, MAX_PIN_LEN = 255, MAX_BATCH = 65536 };
 
 /* Latencies are counted in steps of 0.1 us up to 20 ms; whatever is longer falls into the last step. */
 enum { STEP_NS = 100, STEPS = 200000 };
 
 typedef struct {
     uint64_t signatures;
-    uint64_t elapsed_ns;
+    uint64_t elapsed_ns, cpu_ns;
     uint32_t latencies[STEPS];
 } Result;
 
@@ -44,12 +48,13 @@ typedef struct {
     size_t pin_len, key_id_len;
     CK_ULONG mechanism;
     double seconds;
-    int threads, processes;
+    int threads, processes, batch;
 } Options;
 
 typedef struct {
     const Options *options;
     CK_FUNCTION_LIST *module;
+    CLOUD_SEAL_BATCH_FUNCTIONS *vendor; /* NULL without --batch */
     CK_SESSION_HANDLE session;
     CK_OBJECT_HANDLE key;
     Result *result;
@@ -73,11 +78,16 @@ static void check(const char *function, CK_RV rv)
         die("%s: 0x%lx", function, rv);
 }
 
-static uint64_t now_ns(void)
+static uint64_t read_ns(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t now_ns(void)
+{
+    return read_ns(CLOCK_MONOTONIC);
 }
 
 static CK_SLOT_ID find_slot(CK_FUNCTION_LIST *module, const char *label)
@@ -116,28 +126,63 @@ static CK_OBJECT_HANDLE find_key(CK_FUNCTION_LIST *module, CK_SESSION_HANDLE ses
     return key;
 }
 
+/* Sign once; how many signatures that made. */
+static CK_ULONG sign_one(Caller *caller, CK_MECHANISM *mechanism, CK_BYTE *digest)
+{
+    CK_BYTE signature[256];
+    CK_ULONG len = sizeof signature;
+    uint64_t nonce = caller->seed + caller->result->signatures;
+    memcpy(digest, &nonce, sizeof nonce);
+    check("C_SignInit", caller->module->C_SignInit(caller->session, mechanism, caller->key));
+    check("C_Sign", caller->module->C_Sign(caller->session, digest, DIGEST_LEN, signature, &len));
+    return 1;
+}
+
+static CK_ULONG sign_batch(Caller *caller, CK_MECHANISM *mechanism, CK_BYTE *digests)
+{
+    CK_ULONG count = (CK_ULONG)caller->options->batch, done = 0;
+    CK_BYTE *signatures = digests + count * DIGEST_LEN, *statuses = signatures + count * SIGNATURE_LEN;
+    check("C_SignBatch", caller->vendor->C_SignBatch(caller->session, mechanism, caller->key, count, digests,
+                                                     signatures, statuses, &done));
+    for (CK_ULONG index = 0; index < count; index++)
+        if (done != count || statuses[index])
+            die("C_SignBatch: an item failed");
+    return count;
+}
+
 static void *call_until_time_is_up(void *argument)
 {
     Caller *caller = argument;
     CK_MECHANISM mechanism = {caller->options->mechanism, NULL, 0};
-    CK_BYTE digest[32], signature[256];
-    memset(digest, 0x5a, sizeof digest);
-    uint64_t started_at = now_ns(), before = started_at;
+    size_t count = caller->vendor ? (size_t)caller->options->batch : 1;
+    CK_BYTE *digests = malloc(count * (DIGEST_LEN + SIGNATURE_LEN + 1));
+    if (!digests)
+        die("no memory");
+    for (size_t at = 0; at < count * DIGEST_LEN; at++)
+        digests[at] = (CK_BYTE)(at * 131 + (at >> 8));
+    uint64_t cpu_before_ns = read_ns(CLOCK_THREAD_CPUTIME_ID), started_at = now_ns(), before = started_at;
     uint64_t until = started_at + (uint64_t)(caller->options->seconds * 1e9);
     Result *result = caller->result;
     while (before < until) {
-        uint64_t nonce = caller->seed + result->signatures;
-        memcpy(digest, &nonce, sizeof nonce);
-        CK_ULONG len = sizeof signature;
-        check("C_SignInit", caller->module->C_SignInit(caller->session, &mechanism, caller->key));
-        check("C_Sign", caller->module->C_Sign(caller->session, digest, sizeof digest, signature, &len));
+        result->signatures += (caller->vendor ? sign_batch : sign_one)(caller, &mechanism, digests);
         uint64_t after = now_ns(), step = (after - before) / STEP_NS;
         result->latencies[step < STEPS ? step : STEPS - 1]++;
-        result->signatures++;
         before = after;
     }
     result->elapsed_ns = before - started_at;
+    result->cpu_ns = read_ns(CLOCK_THREAD_CPUTIME_ID) - cpu_before_ns;
+    free(digests);
     return NULL;
+}
+
+static CLOUD_SEAL_BATCH_FUNCTIONS *find_vendor(void *library)
+{
+    CK_C_GetInterface get_interface;
+    *(void **)&get_interface = dlsym(library, "C_GetInterface");
+    CK_INTERFACE *interface;
+    if (!get_interface || get_interface((CK_BYTE *)CLOUD_SEAL_BATCH_INTERFACE, NULL, &interface, 0) != CKR_OK)
+        die("the module has no batch interface");
+    return interface->pFunctionList;
 }
 
 /* One process: open the module, say so on `ready`, wait until `go` is closed, sign, leave results in shared memory. */
@@ -155,10 +200,11 @@ static void run_process(const Options *options, int index, Result *results, int 
     CK_C_INITIALIZE_ARGS locking = {.flags = CKF_OS_LOCKING_OK};
     check("C_Initialize", module->C_Initialize(options->threads > 1 ? &locking : NULL));
     CK_SLOT_ID slot = find_slot(module, options->token);
+    CLOUD_SEAL_BATCH_FUNCTIONS *vendor = options->batch ? find_vendor(library) : NULL;
     Caller callers[MAX_THREADS];
     for (int thread = 0; thread < options->threads; thread++) {
         Caller *caller = &callers[thread];
-        *caller = (Caller){.options = options, .module = module, .result = &results[thread]};
+        *caller = (Caller){.options = options, .module = module, .vendor = vendor, .result = &results[thread]};
         caller->seed = ((uint64_t)index << 56) + ((uint64_t)thread << 48);
         check("C_OpenSession", module->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &caller->session));
         if (thread == 0)
@@ -193,19 +239,20 @@ static double percentile_us(const uint64_t *latencies, uint64_t total, double sh
 static void report(const Options *options, const Result *results)
 {
     static uint64_t latencies[STEPS];
-    uint64_t total = 0, elapsed_ns = 1;
+    uint64_t total = 0, calls = 0, cpu_ns = 0, elapsed_ns = 1;
     for (int caller = 0; caller < options->threads * options->processes; caller++) {
         total += results[caller].signatures;
+        cpu_ns += results[caller].cpu_ns;
         if (results[caller].elapsed_ns > elapsed_ns)
             elapsed_ns = results[caller].elapsed_ns;
         for (int step = 0; step < STEPS; step++)
-            latencies[step] += results[caller].latencies[step];
+            latencies[step] += results[caller].latencies[step], calls += results[caller].latencies[step];
     }
     printf("{\"rate\": %.1f, \"signatures\": %llu, \"seconds\": %.3f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-           "\"threads\": %d, \"processes\": %d}\n",
+           "\"cpu_us\": %.2f, \"threads\": %d, \"processes\": %d}\n",
            (double)total * 1e9 / (double)elapsed_ns, (unsigned long long)total, (double)elapsed_ns / 1e9,
-           percentile_us(latencies, total, 0.50), percentile_us(latencies, total, 0.99), options->threads,
-           options->processes);
+           percentile_us(latencies, calls, 0.50), percentile_us(latencies, calls, 0.99),
+           (double)cpu_ns / 1e3 / (double)total, options->threads, options->processes);
 }
 
 static size_t read_hex(const char *text, CK_BYTE *out, size_t room)
@@ -236,7 +283,7 @@ static Options read_options(int argc, char **argv)
     static const struct option known[] = {
         {"module", 1, NULL, 'm'},  {"token", 1, NULL, 't'},   {"pin-file", 1, NULL, 'f'},  {"key-id", 1, NULL, 'k'},
         {"seconds", 1, NULL, 's'}, {"threads", 1, NULL, 'n'}, {"processes", 1, NULL, 'p'}, {"mechanism", 1, NULL, 'c'},
-        {NULL, 0, NULL, 0},
+        {"batch", 1, NULL, 'b'},   {NULL, 0, NULL, 0},
     };
     Options options = {.seconds = 3, .threads = 1, .processes = 1};
     int option;
@@ -249,6 +296,7 @@ static Options read_options(int argc, char **argv)
         case 's': options.seconds = atof(optarg); break;
         case 'n': options.threads = atoi(optarg); break;
         case 'p': options.processes = atoi(optarg); break;
+        case 'b': options.batch = atoi(optarg); break;
         case 'c': options.mechanism = strtoul(optarg, NULL, 0); break;
         default: die("unknown option");
         }
@@ -256,8 +304,9 @@ static Options read_options(int argc, char **argv)
     if (!options.module || !options.token || !options.pin_len || !options.key_id_len || !options.mechanism)
         die("--module, --token, --pin-file, --key-id and --mechanism are needed");
     if (options.threads < 1 || options.threads > MAX_THREADS || options.processes < 1 ||
-        options.processes > MAX_PROCESSES || options.seconds <= 0)
-        die("1 to %d threads, 1 to %d processes, more than 0 seconds", MAX_THREADS, MAX_PROCESSES);
+        options.processes > MAX_PROCESSES || options.seconds <= 0 || options.batch < 0 || options.batch > MAX_BATCH)
+        die("1 to %d threads, 1 to %d processes, batches of at most %d, more than 0 seconds", MAX_THREADS,
+            MAX_PROCESSES, MAX_BATCH);
     return options;
 }
 

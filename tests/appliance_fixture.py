@@ -387,7 +387,7 @@ class Appliance:
         )
         self.config_file.write_text(json.dumps(self.settings))
         self.process: subprocess.Popen[bytes] | None = None
-        self.allowed_traceback = False
+        self._killed = False
         self._workers_seen: set[int] = set()
 
     def set_pin(self, pin: str) -> None:
@@ -465,6 +465,7 @@ class Appliance:
         self.process.kill()
         self.process.wait()
         self.process = None
+        self._killed = True
         self.check_workers_gone()
 
     def stop(self, patience_s: float = PATIENCE_S) -> None:
@@ -492,7 +493,9 @@ class Appliance:
         """The log tells of no bug and of no secret."""
         log = self.log
         assert PIN not in log and PASSWORD not in log, "a secret stands in the log"
-        assert self.allowed_traceback or not _BUG.search(log), log
+        # Workers whose front was killed may say so at length: nobody is left to read it.
+        bugs = [bug[0] for bug in _BUG.finditer(log) if not (self._killed and bug[1] == "appliance_pkcs11")]
+        assert not bugs, log
 
     @property
     def log(self) -> str:

@@ -66,6 +66,8 @@ class Act:
     algorithm: str
     openssl: tuple[str, ...]
     """How OpenSSL is told to verify; key, signature and message files follow."""
+    openssl_verify: tuple[str, ...] = ()
+    """What ``openssl verify`` needs besides."""
 
 
 ACTS: Final = (
@@ -76,6 +78,7 @@ ACTS: Final = (
         "firmware-sim",
         "sm2-sm3",
         ("dgst", "-sm3", "-sigopt", f"distid:{SM2_DEFAULT_ID.decode()}"),
+        ("-vfyopt", f"distid:{SM2_DEFAULT_ID.decode()}"),
     ),
 )
 
@@ -125,6 +128,8 @@ def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answe
     with running_daemon(config, settings, screen) as daemon:
         acts = [act for act in ACTS if act.token in tokens]
         results = [_play(act, directory, settings, args.items, typist) for act in acts]
+        for act in acts:
+            _certify(act, directory, settings, typist)
         screen.heading("How the appliance is")
         typist.run("status")
         counted = _metrics(settings)
@@ -211,6 +216,29 @@ def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Ty
         "openssl_sample": sample,
         "openssl_verified": sample,
     }
+
+
+def _certify(act: Act, directory: Path, settings: Settings, typist: _Typist) -> None:
+    """A certificate for the key, from a small CA whose key lies in the same token; OpenSSL checks it."""
+    screen = typist.screen
+    screen.heading(f"A certificate: {act.algorithm}")
+    ca = f"{act.key}-ca"
+    assert settings.web.officer_socket is not None
+    try:
+        Officer(settings.web.officer_socket).call("GET", "keys", ca)
+    except NotFound:
+        typist.run("key", "create", ca, "--algorithm", act.algorithm)
+    root, request, leaf = (str(directory / f"{act.key}.{end}") for end in ("root.pem", "csr", "crt"))
+    typist.run("ca", "root", ca, "--subject", f"C=CN, O=cloud-seal, CN={ca}", "--out", root)
+    typist.run(
+        "key", "request", act.key, "--subject", "C=CN, O=演示公司, CN=演示公司合同专用章", "--out", request
+    )
+    typist.run("ca", "issue", ca, "--root", root, "--request", request, "--out", leaf)
+    command = ("openssl", "verify", *act.openssl_verify, "-CAfile", root, leaf)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SignerFailed("OpenSSL does not verify the certificate", hint=done.stderr.strip())
+    screen.note(f"OpenSSL: {done.stdout.strip()}")
 
 
 async def _verify_all(

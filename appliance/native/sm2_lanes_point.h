@@ -7,6 +7,8 @@
 
 #include "sm2_lanes.h"
 
+#ifdef SM2_LANES
+
 #define EACH_HALF for (int h = 0; h < HALVES; h++)
 
 typedef struct {
@@ -132,4 +134,5 @@ static inline void negate_lanes_carried(wide_affine *point, uint16_t negative)
     }
 }
 
+#endif
 #endif

@@ -106,7 +106,8 @@ static CK_FLAGS operation_of(enum call_id id) {
     }
 }
 
-CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle, struct session **session) {
+CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle,
+                         struct session **session) {
     *session = NULL;
     CK_RV rv = call_enter(call, id);
     struct session *s = call->module ? session_find(call->module, handle) : NULL;

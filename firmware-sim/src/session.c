@@ -1,11 +1,13 @@
-/* Session management: opening, closing, logging in. Login belongs to the token and the process, not to a session. */
+/* Session management: opening, closing, logging in. Login belongs to the token and the process, not to a
+ * session. */
 #include "module.h"
 
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Per process. Far beyond the sixty jobs a network HSM wants outstanding, and a bound on what a leak can eat. */
+/* Per process. Far beyond the sixty jobs a network HSM wants outstanding, and a bound on what a leak can eat.
+ */
 enum { SESSIONS_MAX = 16384 };
 
 struct session *session_find(struct module *m, CK_SESSION_HANDLE handle) {
@@ -181,12 +183,14 @@ CK_RV C_GetSessionInfo(CK_SESSION_HANDLE session, CK_SESSION_INFO_PTR info) {
     SESSION_SHIM(C_GetSessionInfo, info, get_session_info(s, info));
 }
 
-/* ---- login ---------------------------------------------------------------------------------------------------------- */
+/* ---- login ---- */
 
-static CK_RV login(struct module *m, struct session *s, CK_USER_TYPE user, const uint8_t *pin, size_t pin_len) {
+static CK_RV login(struct module *m, struct session *s, CK_USER_TYPE user, const uint8_t *pin,
+                   size_t pin_len) {
     struct token *token = s->token;
     if (user == CKU_CONTEXT_SPECIFIC)
-        return CKR_OPERATION_NOT_INITIALIZED; /* no key here asks for it (CKA_ALWAYS_AUTHENTICATE is refused) */
+        return CKR_OPERATION_NOT_INITIALIZED; /* no key here asks for it (CKA_ALWAYS_AUTHENTICATE is refused)
+                                               */
     if (user != CKU_SO && user != CKU_USER)
         return CKR_USER_TYPE_INVALID;
     enum login who = user == CKU_SO ? LOGIN_SO : LOGIN_USER;
@@ -220,7 +224,8 @@ CK_RV C_LoginUser(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR_PTR 
                  username_len ? CKR_ARGUMENTS_BAD : login(call.module, s, user, pin, pin_len));
 }
 
-/* Wipe what the login opened, and end whatever still used it. Takes the sessions' locks: hold none of them. */
+/* Wipe what the login opened, and end whatever still used it. Takes the sessions' locks: hold none of them.
+ */
 void token_logout(struct module *m, struct token *token) {
     pthread_mutex_lock(&token->lock);
     token->login = LOGIN_NONE;
@@ -282,7 +287,7 @@ CK_RV C_Logout(CK_SESSION_HANDLE session) {
     SHIM(C_Logout, true, logout(call.module, session)); /* without the session's lock: see token_logout */
 }
 
-/* ---- operations ------------------------------------------------------------------------------------------------------ */
+/* ---- operations ---- */
 
 /* Under s->lock. */
 void session_cancel(struct session *s, CK_FLAGS flags) {

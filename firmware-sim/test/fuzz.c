@@ -1,13 +1,13 @@
-/* Fuzzing what parses foreign input: templates, mechanisms and their parameters through the entry points; object files,
- * token files, fault plans and settings directly.
+/* Fuzzing what parses foreign input: templates, mechanisms and their parameters through the entry points;
+ * object files, token files, fault plans and settings directly.
  *
  *     fuzz <first seed> <count>      self-contained: inputs are made from seeds, every run repeats exactly
  *
- * Built by clang with -fsanitize=fuzzer and -DLIBFUZZER it is a libFuzzer target instead. Either way the claim is the
- * same: any input is accepted or refused with a CK_RV, and no sanitizer has anything to say.
+ * Built by clang with -fsanitize=fuzzer and -DLIBFUZZER it is a libFuzzer target instead. Either way the
+ * claim is the same: any input is accepted or refused with a CK_RV, and no sanitizer has anything to say.
  *
- * An input is read as a little program: a byte that chooses what to do, then templates made of a type, a length and a
- * value, each of which is either arbitrary or of a shape that gets past the first check.
+ * An input is read as a little program: a byte that chooses what to do, then templates made of a type, a
+ * length and a value, each of which is either arbitrary or of a shape that gets past the first check.
  */
 #include "../src/bytes.h"
 #include "../src/module.h"
@@ -18,10 +18,37 @@ static CK_SESSION_HANDLE session;
 static CK_OBJECT_HANDLE objects[8];
 
 static const CK_ATTRIBUTE_TYPE types[] = {
-    CKA_CLASS, CKA_TOKEN, CKA_PRIVATE, CKA_LABEL, CKA_VALUE, CKA_CERTIFICATE_TYPE, CKA_KEY_TYPE, CKA_ID, CKA_SENSITIVE,
-    CKA_SIGN, CKA_WRAP, CKA_UNWRAP, CKA_EXTRACTABLE, CKA_START_DATE, CKA_MODULUS, CKA_MODULUS_BITS, CKA_PUBLIC_EXPONENT,
-    CKA_PRIVATE_EXPONENT, CKA_PRIME_1, CKA_VALUE_LEN, CKA_EC_PARAMS, CKA_EC_POINT, CKA_ALLOWED_MECHANISMS, CKA_SUBJECT,
-    CKA_CHECK_VALUE, CKA_PUBLIC_KEY_INFO, CKA_MODIFIABLE, CKA_COPYABLE, CKA_DESTROYABLE, CKA_ENCRYPT, CKA_DECRYPT,
+    CKA_CLASS,
+    CKA_TOKEN,
+    CKA_PRIVATE,
+    CKA_LABEL,
+    CKA_VALUE,
+    CKA_CERTIFICATE_TYPE,
+    CKA_KEY_TYPE,
+    CKA_ID,
+    CKA_SENSITIVE,
+    CKA_SIGN,
+    CKA_WRAP,
+    CKA_UNWRAP,
+    CKA_EXTRACTABLE,
+    CKA_START_DATE,
+    CKA_MODULUS,
+    CKA_MODULUS_BITS,
+    CKA_PUBLIC_EXPONENT,
+    CKA_PRIVATE_EXPONENT,
+    CKA_PRIME_1,
+    CKA_VALUE_LEN,
+    CKA_EC_PARAMS,
+    CKA_EC_POINT,
+    CKA_ALLOWED_MECHANISMS,
+    CKA_SUBJECT,
+    CKA_CHECK_VALUE,
+    CKA_PUBLIC_KEY_INFO,
+    CKA_MODIFIABLE,
+    CKA_COPYABLE,
+    CKA_DESTROYABLE,
+    CKA_ENCRYPT,
+    CKA_DECRYPT,
 };
 enum { TYPES = sizeof types / sizeof *types, TEMPLATE_MAX = 12 };
 
@@ -54,7 +81,8 @@ static void read_value(struct reader *r, CK_ATTRIBUTE *at, uint8_t *storage) {
         memcpy(storage, sm2_curve, sizeof sm2_curve);
         storage[shape % 16] ^= (uint8_t)(shape & 0xC0);
         at->ulValueLen = sizeof sm2_curve;
-    } else if (at->type == CKA_VALUE || at->type == CKA_LABEL || at->type == CKA_ID || at->type == CKA_SUBJECT) {
+    } else if (at->type == CKA_VALUE || at->type == CKA_LABEL || at->type == CKA_ID ||
+               at->type == CKA_SUBJECT) {
         memset(storage, (int)shape + 1, 32);
         at->ulValueLen = shape & 0x0F ? 32 : 16;
     } else { /* a truth value */
@@ -65,7 +93,10 @@ static void read_value(struct reader *r, CK_ATTRIBUTE *at, uint8_t *storage) {
 
 /* One of the objects that there can be, or nothing, and then whatever the input adds. */
 static void read_template(struct reader *r, struct template *template) {
-    static const struct { CK_ULONG class, key_type; CK_ATTRIBUTE_TYPE more[3]; } bases[] = {
+    static const struct {
+        CK_ULONG class, key_type;
+        CK_ATTRIBUTE_TYPE more[3];
+    } bases[] = {
         {CKO_DATA, ~0UL, {CKA_VALUE, CKA_LABEL, CKA_TOKEN}},
         {CKO_CERTIFICATE, ~0UL, {CKA_SUBJECT, CKA_VALUE, CKA_CERTIFICATE_TYPE}},
         {CKO_SECRET_KEY, CKK_AES, {CKA_VALUE, CKA_ENCRYPT, CKA_DECRYPT}},
@@ -99,7 +130,8 @@ static void read_template(struct reader *r, struct template *template) {
 
 static CK_MECHANISM read_mechanism(struct reader *r, uint8_t parameter[64]) {
     uint64_t which = read_uint(r, 1);
-    CK_MECHANISM mechanism = {which < 250 ? mechanisms[which % mechanism_count].type : read_uint(r, 8), parameter, 0};
+    CK_MECHANISM mechanism = {which < 250 ? mechanisms[which % mechanism_count].type : read_uint(r, 8),
+                              parameter, 0};
     memset(parameter, 0, 64);
     switch (read_uint(r, 1) % 8) {
     default:
@@ -125,7 +157,8 @@ static CK_MECHANISM read_mechanism(struct reader *r, uint8_t parameter[64]) {
 /* For generating: a mechanism that can, most of the time. */
 static CK_MECHANISM read_generator(struct reader *r, uint8_t parameter[64], bool pair) {
     static const CK_MECHANISM_TYPE single[] = {CKM_AES_KEY_GEN, CKM_SM4_KEY_GEN, CKM_GENERIC_SECRET_KEY_GEN},
-                                   pairs[] = {CKM_SM2_KEY_PAIR_GEN, CKM_EC_KEY_PAIR_GEN, CKM_SM2_KEY_PAIR_GEN};
+                                   pairs[] = {CKM_SM2_KEY_PAIR_GEN, CKM_EC_KEY_PAIR_GEN,
+                                              CKM_SM2_KEY_PAIR_GEN};
     uint64_t which = read_uint(r, 1);
     if (which % 8 == 7)
         return read_mechanism(r, parameter);
@@ -150,7 +183,8 @@ static void use_mechanism(struct reader *r, uint64_t what, CK_OBJECT_HANDLE key)
         return; /* takes a second, and its parser is the templates' */
     switch (what % 6) {
     case 0:
-        if (C_SignInit(session, &mechanism, key) == CKR_OK && C_Sign(session, in, in_len, out, &out_len) != CKR_OK)
+        if (C_SignInit(session, &mechanism, key) == CKR_OK &&
+            C_Sign(session, in, in_len, out, &out_len) != CKR_OK)
             C_SessionCancel(session, CKF_SIGN);
         break;
     case 1:
@@ -219,7 +253,8 @@ static void through_the_entry_points(struct reader *r, uint64_t what) {
         read_template(r, &two);
         if (mechanism.mechanism == CKM_RSA_PKCS_KEY_PAIR_GEN)
             break;
-        CK_RV rv = C_GenerateKeyPair(session, &mechanism, one.item, one.count, two.item, two.count, &made, &other);
+        CK_RV rv =
+            C_GenerateKeyPair(session, &mechanism, one.item, one.count, two.item, two.count, &made, &other);
         keep(rv, made);
         keep(rv, other);
         break;
@@ -277,14 +312,19 @@ static void set_up(void) {
     CK_BYTE label[32];
     CK_BBOOL yes = 1;
     CK_ULONG len = 16;
-    CK_ATTRIBUTE aes[] = {{CKA_VALUE_LEN, &len, sizeof len}, {CKA_WRAP, &yes, 1},    {CKA_UNWRAP, &yes, 1},
-                          {CKA_ENCRYPT, &yes, 1},            {CKA_DECRYPT, &yes, 1}, {CKA_EXTRACTABLE, &yes, 1}};
+    CK_ATTRIBUTE aes[] = {{CKA_VALUE_LEN, &len, sizeof len},
+                          {CKA_WRAP, &yes, 1},
+                          {CKA_UNWRAP, &yes, 1},
+                          {CKA_ENCRYPT, &yes, 1},
+                          {CKA_DECRYPT, &yes, 1},
+                          {CKA_EXTRACTABLE, &yes, 1}};
     CK_MECHANISM sm2 = {CKM_SM2_KEY_PAIR_GEN, NULL, 0}, aes_generate = {CKM_AES_KEY_GEN, NULL, 0};
     if (done)
         return;
     done = true;
     memset(label, ' ', sizeof label);
-    bool good = C_Initialize(NULL) == CKR_OK && C_InitToken(0, (CK_BYTE_PTR) "87654321", 8, label) == CKR_OK &&
+    bool good = C_Initialize(NULL) == CKR_OK &&
+                C_InitToken(0, (CK_BYTE_PTR) "87654321", 8, label) == CKR_OK &&
                 C_OpenSession(0, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session) == CKR_OK &&
                 C_Login(session, CKU_SO, (CK_BYTE_PTR) "87654321", 8) == CKR_OK &&
                 C_InitPIN(session, (CK_BYTE_PTR) "1234", 4) == CKR_OK && C_Logout(session) == CKR_OK &&
@@ -328,8 +368,26 @@ static uint64_t next(void) { /* splitmix64 */
 }
 
 static const char *const words[] = {
-    "C_Sign ", "signature ", "* ", "every ", "3.. ", "2..4 ", "fail CKR_DEVICE_ERROR", "lose CKR_OK", "remove calls ", "once",
-    ";", "\n", "# ", "tokens = ", "batch=on", "engines = 7", "kdf_log2n=99999999999999999999", "=", " ", "delay 18446744073709551616",
+    "C_Sign ",
+    "signature ",
+    "* ",
+    "every ",
+    "3.. ",
+    "2..4 ",
+    "fail CKR_DEVICE_ERROR",
+    "lose CKR_OK",
+    "remove calls ",
+    "once",
+    ";",
+    "\n",
+    "# ",
+    "tokens = ",
+    "batch=on",
+    "engines = 7",
+    "kdf_log2n=99999999999999999999",
+    "=",
+    " ",
+    "delay 18446744073709551616",
 };
 
 int main(int argc, char **argv) {

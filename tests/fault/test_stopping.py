@@ -130,10 +130,9 @@ def test_signals_that_stop(bench: Bench, numbers: tuple[int, ...]) -> None:
 
 
 def test_sigterm_while_workers_start(bench: Bench) -> None:
-    for _ in range(3):
-        appliance = bench.appliance().launch()
-        appliance.wait_listening()
-        appliance.stop(10)
+    appliance = bench.appliance().launch()
+    appliance.wait_listening()
+    appliance.stop(10)
 
 
 def test_sigterm_while_a_worker_hangs(bench: Bench) -> None:

@@ -45,7 +45,7 @@ def test_gone_and_back(appliance: Appliance, remote: RemoteToken) -> None:
     pid = appliance.pid
     with SyncClient(appliance.address, account="app", password=PASSWORD, retries=False) as client:
         assert verifies(key, digests(1), client.sign("seal", digests(1)))
-        for _ in range(3):
+        for _ in range(2):
             remote.down()
             asked_at = time.monotonic()
             error = until("clear answers", lambda: unavailable(appliance, client))

@@ -104,15 +104,15 @@ def test_one_worker_killed_again_and_again(bench: Bench) -> None:
 
     async def trouble() -> AsyncIterator[None]:
         pids: set[int] = set(appliance.worker_pids())
-        for _ in range(6):
+        for _ in range(4):
             await asyncio.sleep(0.1)  # let it work for a while
             victim = pids.pop()
             assert kill(victim)
             yield
             pids = await wait_new_workers(appliance, {victim})
 
-    run(stream_while(appliance, trouble(), 5_000))
-    assert appliance.metric("cloudseal_worker_restarts_total", token="softhsm2") == 6
+    run(stream_while(appliance, trouble(), 3_000))
+    assert appliance.metric("cloudseal_worker_restarts_total", token="softhsm2") == 4
 
 
 def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
@@ -120,14 +120,14 @@ def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
 
     async def trouble() -> AsyncIterator[None]:
         pids: set[int] = set(appliance.worker_pids())
-        for _ in range(5):
+        for _ in range(3):
             await asyncio.sleep(0.1)
             for pid in pids:
                 assert kill(pid)
             yield
             pids = await wait_new_workers(appliance, pids)
 
-    run(stream_while(appliance, trouble(), 5_000))
+    run(stream_while(appliance, trouble(), 3_000))
     assert appliance.metric("cloudseal_retried_parts", token="softhsm2") > 0
 
 
@@ -136,14 +136,14 @@ def test_workers_killed_while_they_start(bench: Bench) -> None:
     appliance = ready(bench)
 
     async def trouble() -> AsyncIterator[None]:
-        for _ in range(8):
+        for _ in range(5):
             pids = await until_async("a worker process", appliance.worker_pids)
             for pid in pids:
                 kill(pid)
             await until_async("they are dead", lambda: not any(map(is_alive, pids)))  # noqa: B023
             yield
 
-    run(stream_while(appliance, trouble(), 5_000))
+    run(stream_while(appliance, trouble(), 3_000))
 
 
 def test_hanging_worker_is_killed_at_its_deadline(bench: Bench) -> None:
@@ -160,7 +160,7 @@ def test_hanging_worker_is_killed_at_its_deadline(bench: Bench) -> None:
             pids = await wait_new_workers(appliance, victims)
             assert not any(map(is_alive, victims))
 
-    run(stream_while(appliance, trouble(), 5_000))
+    run(stream_while(appliance, trouble(), 3_000))
     assert appliance.metric("cloudseal_worker_hangs_total", token="softhsm2") == 3
 
 

@@ -1,4 +1,4 @@
-"""PINs: counted before they are answered, locked after too many, unlocked by the officer, changed by their owner."""
+"""PINs: counted before they are answered, locked after too many, unlocked by the officer, changed."""
 
 import pytest
 

@@ -39,7 +39,8 @@ with token.open(rw=True, user_pin="1234") as session:
     signature = private.sign(b"message", mechanism=Mechanism.SHA256_RSA_PKCS)
     assert public.verify(b"message", signature, mechanism=Mechanism.SHA256_RSA_PKCS)
     key = session.generate_key(KeyType.AES, 256)
-    assert key.decrypt(key.encrypt(b"a" * 33, mechanism_param=bytes(16)), mechanism_param=bytes(16)) == b"a" * 33
+    iv = bytes(16)
+    assert key.decrypt(key.encrypt(b"a" * 33, mechanism_param=iv), mechanism_param=iv) == b"a" * 33
 with token.open(user_pin="1234") as session:
     (found,) = session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: "seal"})
     assert found.id == b"7"

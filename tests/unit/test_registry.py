@@ -156,6 +156,27 @@ def test_two_that_start_at_once_migrate_once(path: Path) -> None:
         assert not errors
 
 
+def test_a_file_that_another_process_opens_at_the_same_moment(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The switch to WAL needs the file alone; while another holds it, it is tried again."""
+    path.parent.mkdir()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def let_go(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.execute("ROLLBACK")
+            other.close()
+
+    monkeypatch.setattr(registry_module, "BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(registry_module.time, "sleep", let_go)
+    Registry(path).close()
+    assert len(waits) == 3
+
+
 def test_the_version_is_looked_at_inside_the_transaction(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other process migrates after we have looked, and before we begin."""
     Registry(path).close()

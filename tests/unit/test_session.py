@@ -116,6 +116,9 @@ class FakeTransport(asyncio.Transport):
         assert not self.closing
         self.written += data
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def pause_reading(self) -> None:
         self.reading = False
 

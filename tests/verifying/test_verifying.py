@@ -63,7 +63,7 @@ def check(engine: str, batch_of: BatchOf) -> Callable[[PublicKey, list[Vector], 
 
 
 def valid_for(sm2: Any, d: int, r: int, s: int) -> Vector | None:
-    """The digest that makes (r, s) a valid signature under d, for k = s + (r + s) d; None if the nonce is zero."""
+    """The digest that makes (r, s) valid under d, for k = s + (r + s) d; None if the nonce is zero."""
     point = sm2.multiply(s + (r + s) * d)
     return point and ((r - point[0]) % N, r, s)
 
