@@ -36,7 +36,8 @@ simulator: setup
 	if [ ! -e firmware-sim/build/build.ninja ]; then \
 	  echo "==> building the simulated HSM"; meson setup firmware-sim/build firmware-sim >/dev/null; \
 	fi; \
-	ninja -C firmware-sim/build --quiet $(notdir $(SIMULATOR))
+	ninja -C firmware-sim/build --quiet $(notdir $(SIMULATOR)) >firmware-sim/build/make.log || \
+	  { cat firmware-sim/build/make.log; exit 1; }
 
 test: lint setup-tests simulator  ## lint, then the whole test suite but the gauntlet
 	@$(BIN)/pytest -m "not gauntlet" $(ARGS)

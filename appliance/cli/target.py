@@ -69,7 +69,7 @@ def add_wire_options(parser: argparse.ArgumentParser) -> None:
         "--client-certificate", metavar="PEM", type=Path, help="the account's certificate (TLS)"
     )
     group.add_argument(
-        "--deadline", metavar="S", type=float, default=30.0, help="for each request; default: 30 s"
+        "--deadline", metavar="S", type=float, default=30.0, help="for each request; default: %(default)g s"
     )
     group.add_argument("--client-key", metavar="PEM", type=Path, help="its private key (TLS)")
 
@@ -123,8 +123,8 @@ def _first_of(group: ExceptionGroup[ApplianceError]) -> ApplianceError:
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def connect(args: argparse.Namespace) -> Client:
-    """A connection as the account that the arguments name; close it."""
+async def connect(args: argparse.Namespace, *, deadline_s: float | None = None) -> Client:
+    """A connection as the account that the arguments name; close it. ``deadline_s`` is else ``--deadline``."""
     address = args.address or _configured_address(args)
     tls = None if address.startswith("unix:") else _tls_context(args)
     password = ""
@@ -138,7 +138,7 @@ async def connect(args: argparse.Namespace) -> Client:
         )
     _check_socket(address)
     return await Client.connect(
-        address, account=_account(args), password=password, tls=tls, deadline_s=args.deadline
+        address, account=_account(args), password=password, tls=tls, deadline_s=deadline_s or args.deadline
     )
 
 
