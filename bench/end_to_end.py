@@ -48,11 +48,17 @@ class Appliance:
         """Where clients connect."""
         return f"unix:{self.folder / 'run' / 'cloud-seal.sock'}"
 
-    def cpu_s(self) -> dict[str, float]:
-        """Processor time used so far by the front and by its workers together."""
+    @property
+    def worker_pids(self) -> list[int]:
+        """Of its signer workers."""
         pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {"front": _cpu_s(pid), "workers": sum(_cpu_s(int(child)) for child in children)}
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time used so far: by the front, by the kernel on its behalf, by its workers together."""
+        user_s, system_s = _cpu_s(self.process.pid)
+        workers_s = sum(sum(_cpu_s(child)) for child in self.worker_pids)
+        return {"front": user_s + system_s, "front_system": system_s, "workers": workers_s}
 
 
 @contextlib.contextmanager
@@ -101,14 +107,14 @@ def singles(appliance: Appliance, seconds: float, *, connections: int = 1, in_fl
     """Requests of one item each: so many connections with so many requests under way on each."""
 
     async def run() -> Measurement:
-        async with _clients(appliance, connections) as clients:
+        async with clients(appliance, connections) as callers:
             digest = os.urandom(32)
 
             def ask(client: Client) -> Coroutine[Any, Any, Any]:
                 return client.sign(KEY, digest)
 
             return await _drive(
-                appliance, [client for client in clients for _ in range(in_flight)], ask, 1, seconds
+                appliance, [client for client in callers for _ in range(in_flight)], ask, 1, seconds
             )
 
     return uvloop.run(run())
@@ -118,7 +124,7 @@ def batches(appliance: Appliance, seconds: float, *, items: int, in_flight: int 
     """Requests of so many items each on one connection."""
 
     async def run() -> Measurement:
-        async with _clients(appliance, 1) as clients:
+        async with clients(appliance, 1) as callers:
             block = wire.digests(os.urandom(32 * items))
 
             async def ask(client: Client) -> None:
@@ -126,7 +132,7 @@ def batches(appliance: Appliance, seconds: float, *, items: int, in_flight: int 
                 if answer.failed:
                     raise RuntimeError("a signature failed")
 
-            return await _drive(appliance, clients * in_flight, ask, items, seconds)
+            return await _drive(appliance, callers * in_flight, ask, items, seconds)
 
     return uvloop.run(run())
 
@@ -135,15 +141,15 @@ def verifications(appliance: Appliance, seconds: float, *, items: int, in_flight
     """VERIFY requests of so many items each on one connection, under the appliance's own key."""
 
     async def run() -> Measurement:
-        async with _clients(appliance, 1) as clients:
+        async with clients(appliance, 1) as callers:
             block = wire.digests(os.urandom(32 * items))
-            signatures = bytes((await clients[0].sign_batch(KEY, block)).signatures)
+            signatures = bytes((await callers[0].sign_batch(KEY, block)).signatures)
 
             async def ask(client: Client) -> None:
                 if await client.verify(KEY, block, signatures) != b"\1" * items:
                     raise RuntimeError("a verification failed")
 
-            return await _drive(appliance, clients * in_flight, ask, items, seconds)
+            return await _drive(appliance, callers * in_flight, ask, items, seconds)
 
     return uvloop.run(run())
 
@@ -178,14 +184,14 @@ async def _drive(
         "seconds": round(elapsed_s, 3),
         "p50_us": round(percentile(latencies, 0.50) * 1e6, 1),
         "p99_us": round(percentile(latencies, 0.99) * 1e6, 1),
-        "front_us": round((cpu_after["front"] - cpu_before["front"]) / done * 1e6, 2),
-        "workers_us": round((cpu_after["workers"] - cpu_before["workers"]) / done * 1e6, 2),
+        **{f"{name}_us": round((cpu_after[name] - cpu_before[name]) / done * 1e6, 2) for name in cpu_after},
         "client_us": round((own_after - own_before) / done * 1e6, 2),
     }
 
 
 @contextlib.asynccontextmanager
-async def _clients(appliance: Appliance, count: int) -> AsyncIterator[list[Client]]:
+async def clients(appliance: Appliance, count: int) -> AsyncIterator[list[Client]]:
+    """So many connections; each call is a request of its own."""
     async with contextlib.AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
@@ -233,6 +239,8 @@ def _until(condition: Callable[[], bool], patience_s: float) -> None:
     raise RuntimeError("the daemon did not become ready")
 
 
-def _cpu_s(pid: int) -> float:
+def _cpu_s(pid: int) -> tuple[float, float]:
+    """User and system time; the kernel counts precisely and tells it in ticks of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) * tick_s, int(fields[12]) * tick_s

@@ -1,6 +1,7 @@
 """``make bench``: every figure, table and picture of this folder, in one run.
 
     throughput   signatures per second beside the raw loop and others    results.json  results.md  results.svg
+    stages       where a signature's time goes                           stages.json  README.md  flame-*.svg
 
 ``python bench/run.py PART…`` runs some of the parts; ``--rounds 1 --seconds 0.5`` is a quick look. The figures of a
 machine that does other work at the same time are worth little: the last line says what its load was.
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import report
+import stages
 import throughput
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +34,24 @@ def run_throughput(options: argparse.Namespace) -> None:
     throughput.picture(document, options.output / "results.svg")
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {"throughput": run_throughput}
+def run_stages(options: argparse.Namespace) -> None:
+    document = stages.measure(options.seconds, options.output)
+    report.write_json(options.output / "stages.json", document)
+    report.insert(readme(options.output), "stages", stages.table(document))
+
+
+def readme(output: Path) -> Path:
+    """The page that tables go into; elsewhere than here, a copy."""
+    page = output / "README.md"
+    if not page.exists():
+        shutil.copy(HERE / "README.md", page)
+    return page
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "throughput": run_throughput,
+    "stages": run_stages,
+}
 
 
 def main() -> None:
