@@ -193,7 +193,7 @@ def mutated(vectors: list[Vector], seed: int) -> list[Vector]:
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(2_000, id="sample"), pytest.param(100_000, id="all", marks=pytest.mark.gauntlet)],
+    params=[pytest.param(1_500, id="sample"), pytest.param(100_000, id="all", marks=pytest.mark.gauntlet)],
 )
 def judged(request: pytest.FixtureRequest, sm2: Any, batch_of: BatchOf) -> Any:
     """Valid and mutated vectors in mixed order, with what libcrypto says of them."""
@@ -213,6 +213,8 @@ def judged(request: pytest.FixtureRequest, sm2: Any, batch_of: BatchOf) -> Any:
 
 @pytest.mark.parametrize("max_table_bytes", [0, 500_000, 64 * 2**20], ids=["none", "three", "all"])
 def test_random_and_mutated_signatures_as_libcrypto(engine: str, judged: Any, max_table_bytes: int) -> None:
+    if engine == "openssl":
+        pytest.skip("the judge does not judge itself")
     keys, batches = judged
     verifier = Verifier(engine=engine, max_table_bytes=max_table_bytes)
     for index, digests, signatures, status in batches:
