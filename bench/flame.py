@@ -1,4 +1,4 @@
-"""Flame graphs as plain SVG from folded stacks (``outer;inner;leaf 12``): no script, small, the same for the same stacks.
+"""Flame graphs as plain SVG from folded stacks (``outer;inner;leaf 12``): small, no script, nothing random.
 
 A box is a function, its width the share of samples that had it on the stack at that place; boxes above it are what it
 called. Hovering shows the name and the share.

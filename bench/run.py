@@ -2,6 +2,7 @@
 
     throughput   signatures per second beside the raw loop and others    results.json  results.md  results.svg
     stages       where a signature's time goes                           stages.json  README.md  flame-*.svg
+    latency      how long single requests wait                           latency.json  README.md  latency.svg
 
 ``python bench/run.py PART…`` runs some of the parts; ``--rounds 1 --seconds 0.5`` is a quick look. The figures of a
 machine that does other work at the same time are worth little: the last line says what its load was.
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import latency
 import report
 import stages
 import throughput
@@ -40,6 +42,13 @@ def run_stages(options: argparse.Namespace) -> None:
     report.insert(readme(options.output), "stages", stages.table(document))
 
 
+def run_latency(options: argparse.Namespace) -> None:
+    document = latency.measure(2 * options.seconds)
+    report.write_json(options.output / "latency.json", document)
+    report.insert(readme(options.output), "latency", latency.table(document))
+    latency.picture(document, options.output / "latency.svg")
+
+
 def readme(output: Path) -> Path:
     """The page that tables go into; elsewhere than here, a copy."""
     page = output / "README.md"
@@ -51,6 +60,7 @@ def readme(output: Path) -> Path:
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "throughput": run_throughput,
     "stages": run_stages,
+    "latency": run_latency,
 }
 
 

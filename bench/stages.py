@@ -4,9 +4,10 @@ Three measurements of the same daemon (SM2 on firmware-sim, plain calls, two wor
 
 * Processor time of client, front and workers from ``/proc``, divided by the items done. It counts what the kernel does
   on their behalf, and hardly depends on what else the machine does.
-* Where in each process that time is spent: py-spy samples the stacks, native frames included; samples of a process that
-  waits are dropped, and each other sample belongs to the stage of its innermost frame that has one. Share of the samples
-  times processor time is what the table shows.
+* Where in each process that time is spent: py-spy samples the stacks, native frames included. Samples of a process
+  that waits are dropped; each other sample belongs to the stage of its innermost frame that has one. What the table
+  shows is the share of samples times the processor time. A process that could run and does not, because another has
+  the core, is sampled where it stands: often in the write that woke the other.
 * Instructions of the front by callgrind, kernel not included: the front alone runs under valgrind and is counted while
   it serves N items and then 2 N; the difference over N is free of whatever happens once. The front is some fifty times
   slower there and the token is not, so that single requests never meet and each pays for a slice of its own. valgrind
@@ -40,7 +41,7 @@ from report import Measurement
 
 from appliance import wire
 
-SAMPLES_PER_S = 500
+SAMPLES_PER_S = 499  # not in step with anything that ticks
 VALGRIND_PATIENCE_S = 300
 """Start-up takes some 20 s under valgrind, and more where the machine is busy."""
 
@@ -72,18 +73,18 @@ Rules = Sequence[tuple[str, str]]
 """Part of a frame's name -> stage; the innermost frame that any rule knows decides, by the first rule that fits."""
 
 CLIENT: Rules = (
+    ("UVStream", "client: socket"),
     ("encode_", "client: encode, call"),
     ("decode_", "client: decode, deliver"),
     ("_Link.data_received", "client: decode, deliver"),
     ("_Link._flush", "client: encode, call"),
     ("(appliance/client.py)", "client: encode, call"),
     ("(end_to_end.py)", "client: the bench itself"),
-    ("exec_queued_writes", "client: socket"),
-    ("uv__write", "client: socket"),
     ("uv__read", "client: socket"),
     ("uv_run", "client: event loop"),
 )
 FRONT: Rules = (
+    ("UVStream", "front: sockets"),
     ("(appliance/metrics.py)", "front: metrics"),
     ("(appliance/policy.py)", "front: authorise"),
     ("(appliance/pipeline.py)", "front: authorise"),
@@ -100,13 +101,12 @@ FRONT: Rules = (
     ("(appliance/wire.py)", "front: parse"),
     ("(appliance/session.py)", "front: parse"),
     ("(appliance/server.py)", "front: parse"),
-    ("exec_queued_writes", "front: sockets"),
-    ("uv__write", "front: sockets"),
     ("uv__read", "front: sockets"),
     ("uv_run", "front: event loop"),
 )
 WORKER: Rules = (
-    ("C_Sign", "token"),
+    ("(libfirmware_sim.so)", "token"),
+    ("(libcrypto", "token"),
     ("sign (", "worker: batch loop"),
     ("Key_sign", "worker: batch loop"),
     ("Link.", "worker: link"),
@@ -183,20 +183,9 @@ def _sampled(daemon: Appliance, shape: Shape, seconds: float) -> dict[str, Stack
         for name, pid in pids.items():  # one after the other: each sample stops the process that it looks at
             output = Path(folder) / name
             options = ["--pid", str(pid), "--duration", str(max(1, round(seconds))), "--output", str(output)]
+            options += ["--rate", str(SAMPLES_PER_S), "--format", "raw", "--native", "--nolineno"]
             sampler = subprocess.Popen(
-                [
-                    program,
-                    "record",
-                    *options,
-                    "--rate",
-                    str(SAMPLES_PER_S),
-                    "--format",
-                    "raw",
-                    "--native",
-                    "--nolineno",
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                [program, "record", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             shape.drive(daemon, max(1, round(seconds)) + 0.5)
             if sampler.wait():

@@ -1,0 +1,307 @@
+"""How long single requests wait: at half load, before a slow network token, and beside a giant job.
+
+Requests are sent at instants drawn beforehand (an open loop, Poisson), whatever has been answered by then; a latency
+counts from that instant, so that a stall is felt by every request that falls into it and not by one.
+
+* At half of saturation: singles before SoftHSM2 and before firmware-sim. What they are compared with is the raw call's
+  median in the same run plus one round trip: over a bare Unix socket between two processes that only echo, and, as what
+  a client of ours can see at best, of a PING through the client library and the front.
+* A slow network token: the simulator's timing model, 64 engines of 20 ms a signature behind a round trip of 1 ms a
+  call. The worker has 64 sessions. Load is told as a share of what 64 sessions can do.
+* Fairness: a clerk asks for a seal every 20 ms, alone and while one request of 65,536 items is being signed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import end_to_end
+import peers
+import report
+import tokens
+import uvloop
+from end_to_end import KEY, Appliance
+from report import percentile
+
+from appliance import wire
+from appliance.client import Client
+from appliance.wire import MAX_ITEMS, Priority
+
+ROUND_TRIP_US, SERVICE_US, ENGINES = 1_000, 20_000, 64
+CALLS = 2  # C_SignInit and C_Sign: a round trip each
+SLOW_CALL_S = (SERVICE_US + CALLS * ROUND_TRIP_US) / 1e6
+SLOW_LOADS = (0.05, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
+CLERK_EVERY_S = 0.02
+DEADLINE_S = 60.0
+CONNECTIONS = 4
+"""Callers are several programs; one connection would do."""
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    document: dict[str, Any] = {"machine": report.machine(), "seconds": seconds}
+    document["loopback_us"] = round(_loopback_us(), 1)
+    document["half_load"] = {
+        "ECDSA P-256 on SoftHSM2": _half_load(tokens.softhsm(), seconds),
+        "SM2 on firmware-sim": _half_load(tokens.firmware_sim(), seconds),
+    }
+    document["slow_token"] = _slow_token(seconds)
+    document["fairness"] = _fairness(seconds)
+    return document
+
+
+# The open loop ----------------------------------------------------------------------------------------------
+
+
+def _poisson(rate: float, seconds: float, seed: str) -> list[float]:
+    """Instants from 0 on, the same ones for the same arguments."""
+    source = random.Random(seed)
+    instants, at = [], source.expovariate(rate)
+    while at < seconds:
+        instants.append(at)
+        at += source.expovariate(rate)
+    return instants
+
+
+async def _ask_at(clients: Sequence[Client], instants: Sequence[float]) -> list[float]:
+    """The latency of a single request sent at each instant, in seconds."""
+    loop = asyncio.get_running_loop()
+    latencies = [0.0] * len(instants)
+    digest = os.urandom(32)
+    began_at = loop.time() + 0.01
+
+    async def ask(number: int) -> None:
+        client = clients[number % len(clients)]
+        await client.sign_batch(
+            KEY, wire.digests(digest), priority=Priority.INTERACTIVE, deadline_s=DEADLINE_S
+        )
+        latencies[number] = loop.time() - began_at - instants[number]
+
+    async with asyncio.TaskGroup() as group:
+        for number, instant in enumerate(instants):
+            wait_s = began_at + instant - loop.time()
+            if wait_s > 0:
+                await _sleep(loop, wait_s)
+            group.create_task(ask(number))
+    return latencies
+
+
+async def _sleep(loop: asyncio.AbstractEventLoop, wait_s: float) -> None:
+    """The loop's timers tick in milliseconds; what is left of one is passed by letting others run."""
+    until = loop.time() + wait_s
+    if wait_s > 0.002:
+        await asyncio.sleep(wait_s - 0.0015)
+    while loop.time() < until:
+        await asyncio.sleep(0)
+
+
+def _summary(latencies: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(latencies)
+    return {
+        "requests": len(ordered),
+        "p50_us": round(percentile(ordered, 0.50) * 1e6, 1),
+        "p99_us": round(percentile(ordered, 0.99) * 1e6, 1),
+        "max_us": round(ordered[-1] * 1e6, 1),
+    }
+
+
+def _loopback_us(rounds: int = 5_000, message_len: int = 100) -> float:
+    """Median of one round trip over a Unix socket to a process that only echoes."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        while block := theirs.recv(message_len):
+            theirs.sendall(block)
+        os._exit(0)
+    theirs.close()
+    taken = []
+    with ours:
+        for _ in range(rounds):
+            began_at = time.perf_counter()
+            ours.sendall(bytes(message_len))
+            ours.recv(message_len, socket.MSG_WAITALL)
+            taken.append(time.perf_counter() - began_at)
+    os.waitpid(child, 0)
+    return percentile(sorted(taken), 0.5) * 1e6
+
+
+# Three questions --------------------------------------------------------------------------------------------
+
+
+def _half_load(opened: Any, seconds: float) -> dict[str, Any]:
+    with opened as token, tempfile.TemporaryDirectory() as folder, end_to_end.running(token) as daemon:
+        program = peers.build_raw_loop(Path(folder))
+        raw = peers.raw_loop(program, replace(token.target, key_id=daemon.key_id), seconds)
+        saturated = end_to_end.singles(daemon, seconds, connections=CONNECTIONS, in_flight=16)
+        instants = _poisson(saturated["rate"] / 2, seconds, "half load")
+
+        async def run() -> tuple[float, list[float]]:
+            async with end_to_end.clients(daemon, CONNECTIONS) as clients:
+                pings = sorted([await clients[0].ping() for _ in range(1_000)])
+                await _ask_at(clients, instants[:100])
+                return percentile(pings, 0.5), await _ask_at(clients, instants)
+
+        ping_s, latencies = uvloop.run(run())
+        return {
+            "raw_p50_us": raw["p50_us"],
+            "ping_us": round(ping_s * 1e6, 1),
+            "saturation": saturated["rate"],
+            "rate": round(len(instants) / seconds, 1),
+            **_summary(latencies),
+        }
+
+
+def _slow_token(seconds: float) -> dict[str, Any]:
+    """Load (a share of what 64 sessions can do) -> latency."""
+    saturation = ENGINES / SLOW_CALL_S
+    loads = {}
+    profile = {"workers": 1, "sessions": ENGINES, "locking": "os", "batch": "plain"}
+    timing = {"round_trip_us": ROUND_TRIP_US, "service_us": SERVICE_US, "engines": ENGINES}
+    with tokens.firmware_sim(**timing) as token, end_to_end.running(token, profile=profile) as daemon:
+
+        async def run(rate: float) -> list[float]:
+            async with end_to_end.clients(daemon, CONNECTIONS) as clients:
+                await _ask_at(clients, _poisson(rate, 0.2, "warm"))
+                return await _ask_at(clients, _poisson(rate, seconds, "slow token"))
+
+        for load in SLOW_LOADS:
+            loads[str(load)] = _summary(uvloop.run(run(load * saturation)))
+    return {"service_us": SLOW_CALL_S * 1e6, "saturation": round(saturation), "loads": loads}
+
+
+def _fairness(seconds: float) -> dict[str, Any]:
+    """A clerk alone, and the same clerk while a giant job runs."""
+    with tokens.softhsm() as token, end_to_end.running(token) as daemon:
+        alone = uvloop.run(_clerk_and_job(daemon, job=False, seconds=seconds))
+        beside = uvloop.run(_clerk_and_job(daemon, job=True, seconds=seconds))
+    return {"alone": alone, "beside": beside}
+
+
+async def _clerk_and_job(daemon: Appliance, *, job: bool, seconds: float) -> dict[str, Any]:
+    """Latencies over time. With a job the clerk asks from before its start until its end, and a little longer."""
+    loop = asyncio.get_running_loop()
+    points: list[tuple[float, float]] = []
+    span: list[float] = []
+    async with end_to_end.clients(daemon, 2) as (clerk, batcher):
+        began_at = loop.time()
+        ended = asyncio.Event()
+
+        async def ask(digest: bytes) -> None:
+            asked_at = loop.time()
+            await clerk.sign(KEY, digest, deadline_s=DEADLINE_S)
+            points.append((round(asked_at - began_at, 4), round((loop.time() - asked_at) * 1e6, 1)))
+
+        async def ask_on() -> None:
+            async with asyncio.TaskGroup() as group:
+                while not ended.is_set():
+                    group.create_task(ask(os.urandom(32)))
+                    await asyncio.sleep(CLERK_EVERY_S)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask_on())
+            await asyncio.sleep(seconds / 4)
+            if job:
+                span.append(round(loop.time() - began_at, 4))
+                block = wire.digests(os.urandom(32 * MAX_ITEMS))
+                answer = await batcher.sign_batch(KEY, block, deadline_s=DEADLINE_S)
+                if answer.failed:
+                    raise RuntimeError("a signature failed")
+                span.append(round(loop.time() - began_at, 4))
+            await asyncio.sleep(seconds / 4 if job else seconds)
+            ended.set()
+    inside = [us for at, us in points if not job or span[0] <= at <= span[1]]
+    return {"span": span, "points": sorted(points), **_summary([us / 1e6 for us in inside])}
+
+
+# Report -----------------------------------------------------------------------------------------------------
+
+
+def table(document: dict[str, Any]) -> str:
+    half = []
+    for name, found in document["half_load"].items():
+        bare_us = found["raw_p50_us"] + document["loopback_us"]
+        ping_us = found["raw_p50_us"] + found["ping_us"]
+        times = [
+            f"{found[key]:,.0f} ({found[key] / bare_us:.1f}, {found[key] / ping_us:.1f})"
+            for key in ("p50_us", "p99_us")
+        ]
+        half.append((name, f"{found['saturation']:,.0f}", f"{bare_us:,.0f}", f"{ping_us:,.0f}", *times))
+    slow = [
+        (f"{float(load):.0%}", f"{found['p50_us'] / 1e3:.1f}", f"{found['p99_us'] / 1e3:.1f}")
+        for load, found in document["slow_token"]["loads"].items()
+    ]
+    fair = [
+        (
+            name,
+            f"{found['requests']:,}",
+            *(f"{found[key] / 1e3:.1f}" for key in ("p50_us", "p99_us", "max_us")),
+        )
+        for name, found in (
+            ("alone", document["fairness"]["alone"]),
+            ("beside 65,536 items", document["fairness"]["beside"]),
+        )
+    ]
+    about_half = (
+        "Single requests at half of saturation, an open loop. The yardsticks are the raw call's median plus one round "
+        f"trip, over a bare Unix socket ({document['loopback_us']:.0f} µs) or of a PING; in brackets, how many times "
+        "each."
+    )
+    about_slow = (
+        f"A slow network token: {ENGINES} engines of {SERVICE_US // 1000} ms behind a round trip of "
+        f"{ROUND_TRIP_US // 1000} ms a call, {SLOW_CALL_S * 1e3:.0f} ms a signature."
+    )
+    parts = (
+        f"On {report.machine_line(document['machine'])}.",
+        about_half,
+        report.table(("token", "saturation /s", "bare µs", "PING µs", "p50 µs", "p99 µs"), half),
+        about_slow,
+        report.table(("load", "p50 ms", "p99 ms"), slow),
+        "A clerk's single seals, alone and beside a giant job.",
+        report.table(("", "requests", "p50 ms", "p99 ms", "longest ms"), fair),
+    )
+    return "\n\n".join(parts)
+
+
+def picture(document: dict[str, Any], path: Path) -> None:
+    """Load curve of the slow token, and the clerk's latencies over time."""
+    import matplotlib as mpl  # only here: it takes a second to import
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "cloud-seal"
+    from matplotlib import pyplot as plt
+
+    figure, (slow, fair) = plt.subplots(1, 2, figsize=(11, 4))
+    found = document["slow_token"]
+    loads = [float(load) * 100 for load in found["loads"]]
+    for key, label, colour in (("p99_us", "p99", "#b33939"), ("p50_us", "p50", "#33658a")):
+        slow.plot(loads, [one[key] / 1e3 for one in found["loads"].values()], "o-", label=label, color=colour)
+    slow.axhline(
+        found["service_us"] / 1e3, linestyle=":", color="#555555", label="one signature in the token"
+    )
+    slow.set(xlabel=f"load, % of {found['saturation']:,}/s", ylabel="ms", ylim=(0, None))
+    slow.set_title("A slow network token, 64 sessions", fontsize=10, loc="left")
+    slow.legend(frameon=False, fontsize=8)
+    for name, label, colour in (("alone", "alone", "#33658a"), ("beside", "with the job", "#b33939")):
+        points = document["fairness"][name]["points"]
+        fair.plot(
+            [at for at, _ in points], [us / 1e3 for _, us in points], ".", ms=4, color=colour, label=label
+        )
+    fair.axvspan(*document["fairness"]["beside"]["span"], color="#eeeeee", label="65,536 items being signed")
+    fair.set(xlabel="seconds", ylabel="latency of a single seal, ms", ylim=(0, None))
+    fair.set_title("A clerk beside a giant job", fontsize=10, loc="left")
+    fair.legend(frameon=False, fontsize=8)
+    for axis in (slow, fair):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
