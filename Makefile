@@ -11,7 +11,7 @@ BIN := .venv/bin
 UV_VERSION := 0.13.9
 SOURCES := appliance pkcs11/appliance_pkcs11
 
-.PHONY: help run test lint bench gauntlet build clean lock setup setup-lint
+.PHONY: help run test lint bench gauntlet build clean lock setup setup-lint setup-tests simulator
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -22,10 +22,24 @@ setup:
 setup-lint:
 	@.ci/setup --lint
 
-run: setup  ## build, make a demo token, start the daemon, sign a batch through it, verify it, stop
-	@$(BIN)/cloud-seal demo --directory .demo $(ARGS)
+setup-tests:
+	@.ci/setup --tests
 
-test: lint setup  ## lint, then the whole test suite but the gauntlet
+run: simulator  ## build, make demo tokens, start the daemon, sign batches through it, verify them, stop
+	@$(BIN)/cloud-seal demo --directory .demo --simulated-hsm $(SIMULATOR) $(ARGS)
+
+# The simulated HSM, for SM2: a project of its own, never part of what a rack installs. ninja knows what has changed.
+SIMULATOR := firmware-sim/build/libfirmware_sim.so
+
+simulator: setup
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	if [ ! -e firmware-sim/build/build.ninja ]; then \
+	  echo "==> building the simulated HSM"; meson setup firmware-sim/build firmware-sim >/dev/null; \
+	fi; \
+	ninja -C firmware-sim/build --quiet $(notdir $(SIMULATOR)) >firmware-sim/build/make.log || \
+	  { cat firmware-sim/build/make.log; exit 1; }
+
+test: lint setup-tests simulator  ## lint, then the whole test suite but the gauntlet
 	@$(BIN)/pytest -m "not gauntlet" $(ARGS)
 
 lint: setup-lint  ## ruff, mypy --strict, the import contracts
@@ -36,7 +50,7 @@ lint: setup-lint  ## ruff, mypy --strict, the import contracts
 bench: setup  ## measure, side by side with the raw loop and with p11-kit's server; writes bench/
 	@$(BIN)/python bench/run.py $(ARGS)
 
-gauntlet: setup  ## the long tests: every crash point, long fuzzing, soak
+gauntlet: setup-tests simulator  ## the long tests: every crash point, long fuzzing, soak
 	@$(BIN)/pytest -m gauntlet $(ARGS)
 
 build: setup-lint  ## the wheel, in dist/
@@ -44,7 +58,7 @@ build: setup-lint  ## the wheel, in dist/
 	  --wheel-dir dist . && ls -1 dist/*.whl
 
 clean:  ## remove what was built, the demo and the virtual environment
-	rm -rf build dist .demo .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis
+	rm -rf build firmware-sim/build* dist .demo .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .benchmarks .hypothesis
 
 # Universal: one lock file for every Python from 3.11 on. Only versions and hashes go in, no addresses.
 LOCK := build/lock/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \

@@ -95,12 +95,19 @@ class Authenticator:
     async def authenticate(self, hello: Hello, transport: Transport) -> Account:
         """The account, or ``NotAuthenticated``; after a failure the next attempt waits for its turn."""
         who = (hello.account, transport.peer)
-        await asyncio.sleep(self._turn(who))
-        account = self._accounts.get(hello.account)
-        fits = _fits_transport(account, transport)
-        stored = account.password_hash if account is not None else self._decoy
-        if stored is not None:
-            fits = await self._password_fits(stored, hello.password) and fits
+        fits: bool | None = None
+        while fits is None:
+            await asyncio.sleep(self._turn(who))
+            account = self._accounts.get(hello.account)
+            fits = _fits_transport(account, transport)
+            stored = account.password_hash if account is not None else self._decoy
+            if stored is None and not fits:
+                stored = (
+                    self._decoy
+                )  # an account without a password is refused in no less time than one that has one
+            if stored is not None:
+                password_fits = await self._password_fits(who, stored, hello.password)
+                fits = None if password_fits is None else password_fits and fits
         if account is not None and not account.disabled and fits:
             self._failures.pop(who, None)
             return account
@@ -110,12 +117,19 @@ class Authenticator:
             "no such account, or the proof does not fit", hint="check account, password, uid and certificate"
         )
 
-    async def _password_fits(self, stored: str, password: str) -> bool:
+    async def _password_fits(self, who: tuple[str, str], stored: str, password: str) -> bool | None:
+        """Whether it fits; None where others of the same kind failed meanwhile, and this one waits for another turn.
+
+        Without that, all who come at once before the first failure is known would have a guess for nothing.
+        """
+        known = self._failure_count(who)
         if self._waiting >= MAX_WAITING_HASHES:
             raise Busy("too many clients prove themselves at once", retry_after_ms=1_000)
         self._waiting += 1
         try:
             async with self._permits:
+                if self._failure_count(who) > known:
+                    return None
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._executor, self._verify, stored, password)
         finally:
@@ -128,20 +142,30 @@ class Authenticator:
             return False
 
     def _turn(self, who: tuple[str, str]) -> float:
-        """How long this attempt has to wait; the turn is taken. ``Busy`` where that is too long."""
+        """How long this attempt has to wait; the turn is taken. ``Busy`` where too many wait before it.
+
+        The bound matters: without it, a stranger who opens many connections takes all turns of the next hours.
+        """
+        now = self._clock()
         failures = self._failures.get(who)
+        if failures is not None and now - failures.last_at > self._settings.forget_failures_after_s:
+            del self._failures[who]
+            failures = None
         if failures is None:
             return 0.0
-        now = self._clock()
         starts_at = max(now, failures.next_turn_at)
         if starts_at - now > self._settings.max_failure_delay_s:
             raise Busy(
-                "too many attempts wait after failed ones",
-                hint="stop whoever tries wrong passwords",
-                retry_after_ms=min(1_000, int(self._settings.max_failure_delay_s * 1_000)),
+                "attempts for this account wait already, after failures",
+                hint="check the password, then try again",
+                retry_after_ms=int((starts_at - now) * 1_000),
             )
         failures.next_turn_at = starts_at + self._delay(failures.count)
         return starts_at - now
+
+    def _failure_count(self, who: tuple[str, str]) -> int:
+        failures = self._failures.get(who)
+        return failures.count if failures is not None else 0
 
     def _note(self, who: tuple[str, str]) -> None:
         now = self._clock()

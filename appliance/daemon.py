@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,7 +28,7 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
-from appliance.errors import ApplianceError, ConfigError
+from appliance.errors import ApplianceError, ConfigError, Draining
 from appliance.fronts import Following, Fronts, Place
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
@@ -43,6 +45,8 @@ log = logging.getLogger("appliance")
 
 MAX_PIN_LEN: Final = 255
 DRAIN_TICK_S: Final = 0.01
+SPARE_OPEN_FILES: Final = 512
+"""For workers, listeners, the registry, officers, scrapes, and clients that are turned away."""
 FOLLOWER_GRACE_S: Final = 5.0
 """Followers drain while the leader does, within the same time; what they may need on top to end their workers."""
 UNFINISHED_TICK_S: Final = 0.2
@@ -99,6 +103,28 @@ def check(settings: Settings) -> list[TokenProfile]:
     return profiles
 
 
+def lock_registry(path: Path) -> int:
+    """Hold the registry until the process ends, else ``ConfigError``.
+
+    Two daemons on one registry would each keep in memory what the other has changed: a disabled account would sign on.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"registry {path}: {error.strerror}", hint="check the path and its owner"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ConfigError(
+            f"registry {path} is in use", hint="is another cloud-seald running? Each needs its own"
+        ) from None
+    return lock
+
+
 class Daemon:
     """Everything that runs, in the order in which it depends on each other."""
 
@@ -136,6 +162,7 @@ class Daemon:
             settings.times,
             settings.window.max_queued_items,
             clock,
+            place.index,
         )
         self.authenticator = Authenticator(
             self.holdings.accounts,
@@ -173,7 +200,7 @@ class Daemon:
             {name: float(pool.is_up) for name, pool in self.pools.items()},
         )
         yield (
-            "cloudseal_retried_parts",
+            "cloudseal_retried_parts_total",
             "Runs of items given to another worker since the start.",
             {name: one.retried_parts for name, one in dispatchers.items()},
         )
@@ -306,6 +333,10 @@ class Daemon:
                     await asyncio.sleep(DRAIN_TICK_S)
         except TimeoutError:
             log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
+            for pool in self.pools.values():
+                pool.dispatcher.fail_all(
+                    Draining("the appliance stopped before this was done", retry_after_ms=1_000)
+                )
         await self.server.close(deadline_at)
 
 
@@ -321,8 +352,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _allow_open_files(settings: Settings) -> None:
+    """As many as the settings promise connections; the usual soft limit of 1,024 is for programs that use select."""
+    wanted = settings.listen.max_connections + SPARE_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < wanted:
+        log.warning(
+            "only %d files may be open, too few for listen.max_connections: %d",
+            limit,
+            settings.listen.max_connections,
+        )
+
+
 async def _serve(settings: Settings, config: Path, following: Following | None) -> None:
+    _allow_open_files(settings)
     place = Place(0 if following is None else following.index, settings.front_processes)
+    lock = lock_registry(settings.registry) if following is None else None  # until the process ends
     daemon = Daemon(settings, config, place)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -330,6 +378,8 @@ async def _serve(settings: Settings, config: Path, following: Following | None) 
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
     await daemon.run(following)
+    if lock is not None:
+        os.close(lock)
 
 
 def _report(error: ApplianceError) -> int:

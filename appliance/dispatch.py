@@ -139,15 +139,19 @@ class Work:
 
 
 class Part:
-    """A run of items of one work that is queued or with a worker as one."""
+    """A run of items of one work that is queued or with a worker as one.
 
-    __slots__ = ("attempts", "count", "first", "work")
+    ``attempts`` counts the workers that failed on it, ``failed_at`` is when one last did.
+    """
 
-    def __init__(self, work: Work, first: int, count: int, attempts: int = 0) -> None:
+    __slots__ = ("attempts", "count", "failed_at", "first", "work")
+
+    def __init__(self, work: Work, first: int, count: int, attempts: int = 0, failed_at: float = 0.0) -> None:
         self.work = work
         self.first = first
         self.count = count
         self.attempts = attempts
+        self.failed_at = failed_at
 
 
 class Slice:
@@ -256,6 +260,7 @@ class Dispatcher:
         self._clock = clock
         self._want_key = want_key
         self._workers: list[Worker] = []
+        self._up_since: dict[Worker, float] = {}
         self._interactive = _Class()
         self._bulk = _Class()
         self._suspects: deque[Part] = deque()  # what came back from workers that died or gave up
@@ -341,7 +346,13 @@ class Dispatcher:
     def worker_up(self, worker: Worker) -> None:
         """It can be given slices from now on."""
         self._workers.append(worker)
+        self._up_since[worker] = self._clock()
         self.pump()
+
+    def worker_ends(self, worker: Worker) -> None:
+        """Its token has failed, and it ends after the answer at hand: what it were given now would only come back."""
+        if worker in self._workers:
+            self._workers.remove(worker)
 
     def worker_gone(self, worker: Worker, slices: Iterable[Slice]) -> None:
         """It has died with these slices unanswered: their parts wait again, before all others."""
@@ -351,7 +362,8 @@ class Dispatcher:
         for piece in reversed(list(slices)):
             self.inflight_items -= piece.count
             for part in reversed(piece.parts):
-                self._retry(part)
+                self._retry(part, worker)
+        self._up_since.pop(worker, None)
         self.pump()
 
     def slice_answered(
@@ -383,10 +395,11 @@ class Dispatcher:
                     head, statuses[at : at + got], signatures[at * SIGNATURE_LEN : (at + got) * SIGNATURE_LEN]
                 )
             if got < part.count:
-                retries.append(Part(part.work, part.first + got, part.count - got, part.attempts))
+                left = Part(part.work, part.first + got, part.count - got, part.attempts, part.failed_at)
+                retries.append(left)
             at += part.count
         for part in reversed(retries):
-            self._retry(part)
+            self._retry(part, worker)
 
     def slice_refused(self, worker: Worker, piece: Slice, error: ApplianceError) -> None:
         """A worker says that this slice cannot be asked of this token at all."""
@@ -402,19 +415,26 @@ class Dispatcher:
         if work.ended:
             self._live.pop(work, None)
 
-    def _retry(self, part: Part) -> None:
-        """Put it back, split; an item that was alone and failed too often fails for good."""
+    def _retry(self, part: Part, worker: Worker) -> None:
+        """Put it back, split; an item that was alone and failed too often fails for good.
+
+        A failure counts against the part only on a worker that came up after the last one: when a token goes away,
+        all its workers fail one after the other, and no item is to blame.
+        """
         if part.work.ended:
             return
         self.retried_parts += 1
-        attempts = part.attempts + 1
+        attempts = part.attempts
+        if not attempts or self._up_since.get(worker, part.failed_at) >= part.failed_at:
+            attempts += 1
+        failed_at = self._clock()
         if part.count == 1 and attempts >= self._settings.max_attempts:
             self._take(part, bytes((ItemStatus.FAILED,)), bytes(SIGNATURE_LEN))
             return
         step = -(-part.count // SPLIT)
         for offset in reversed(range(0, part.count, step)):
             count = min(step, part.count - offset)
-            self._suspects.appendleft(Part(part.work, part.first + offset, count, attempts))
+            self._suspects.appendleft(Part(part.work, part.first + offset, count, attempts, failed_at))
         self.queued_items += part.count
 
     # Slices ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import BadRequest, NotFound, RequestError
+from appliance.errors import BadRequest, NotFound, RequestError, SignerFailed
 from appliance.policy import EVERY_KEY, Account, HeldKey
 from appliance.registry import Registry
 from appliance.wire import MAX_NAME_LEN
@@ -73,11 +73,12 @@ class Holdings:
         check_name(name, "key")
         key_id = self._id_source(KEY_ID_LEN)
         async with self._acts:
+            await self._finish_unfinished(token, maker)  # perhaps an earlier try at this very name
             await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm)
             # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
             try:
                 public = await maker.create_key(key_id, name, algorithm)
-            except RequestError:  # the token says no: there is no key
+            except (RequestError, SignerFailed):  # the token says no: there is no key
                 await asyncio.shield(asyncio.to_thread(self._registry.abandon_key, name))
                 raise
             except BaseException:
@@ -91,28 +92,29 @@ class Holdings:
         return key
 
     async def finish_unfinished(self, token: str, maker: KeyMaker) -> None:
-        """Keys whose making was cut short are there or they are not; the token knows."""
-        async with self._acts:  # no key is being made meanwhile: what is unfinished was cut short
-            unfinished = [
-                row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token
-            ]
-            if not unfinished:
-                return
-            points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
-            for name, key_id, _, algorithm in unfinished:
-                point = points.get(key_id.hex(), "")
-                if point:
-                    public = PublicKey(algorithm, bytes.fromhex(point))
-                    self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
-                    await self.announce("key", name)
-                    log.warning(
-                        "key %r: its making was cut short after the token had made it; it is usable", name
-                    )
-                else:
-                    await asyncio.to_thread(self._registry.abandon_key, name)
-                    log.warning(
-                        "key %r: its making was cut short before the token had made it; dropped", name
-                    )
+        """After a start: keys whose making was cut short are there or they are not; the token knows."""
+        async with self._acts:  # what is being made at this moment is not cut short
+            await self._finish_unfinished(token, maker)
+
+    async def _finish_unfinished(self, token: str, maker: KeyMaker) -> None:
+        unfinished = [
+            row for row in await asyncio.to_thread(self._registry.unfinished_keys) if row[2] == token
+        ]
+        if not unfinished:
+            return
+        points = {entry["id"]: entry.get("point", "") for entry in await maker.list_keys()}
+        for name, key_id, _, algorithm in unfinished:
+            point = points.get(key_id.hex(), "")
+            if point:
+                public = PublicKey(algorithm, bytes.fromhex(point))
+                self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
+                await self.announce("key", name)
+                log.warning(
+                    "key %r: its making was cut short after the token had made it; it is usable", name
+                )
+            else:
+                await asyncio.to_thread(self._registry.abandon_key, name)
+                log.warning("key %r: its making was cut short before the token had made it; dropped", name)
 
     async def set_key_disabled(self, name: str, disabled: bool, maker: KeyMaker) -> HeldKey:
         """In force for every request that is looked at after this returns."""

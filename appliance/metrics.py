@@ -21,7 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from appliance import __version__
@@ -208,7 +208,7 @@ class Metrics:
         self._hangs[token].inc()
 
     def watch(self, read: Callable[[], Iterable[tuple[str, str, dict[str, float]]]]) -> None:
-        """Gauges that are read when asked for: (name, help, token -> value)."""
+        """What is read when asked for: (name, help, token -> value); a name that ends in ``_total`` is a counter."""
         self.registry.register(_Reader(read))
 
     def page(self) -> bytes:
@@ -222,7 +222,8 @@ class _Reader(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for name, text, values in self._read():
-            family = GaugeMetricFamily(name, text, labels=["token"])
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(name.removesuffix("_total"), text, labels=["token"])
             for token, value in values.items():
                 family.add_metric([token], value)
             yield family

@@ -71,7 +71,9 @@ class Pipeline:
         times: TimeSettings,
         max_queued_items: int,
         clock: Callable[[], float],
+        front: int = 0,
     ) -> None:
+        self._front = front
         self._holdings = holdings
         self._pools = pools
         self._verifier = verifier
@@ -257,6 +259,7 @@ class Pipeline:
         up = bool(tokens) and all(token["state"] == "up" for token in tokens)
         return {
             "version": __version__,
+            "front": self._front,
             "state": "draining" if self.draining else "ready" if up else "degraded",
             "verify_engine": self._verifier.engine,
             "tokens": tokens,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,11 +27,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ConfigError, Conflict, NotFound
+from appliance.errors import ConfigError, Conflict, NotFound, StateUnknown, Unavailable
 from appliance.policy import EVERY_KEY, Account, HeldKey
 
 BUSY_TIMEOUT_S: Final = 5.0
 """How long to wait for another process that has the file open: a backup, an operator's ``sqlite3``."""
+
+WAL_TRIES: Final = 100
+"""Spread over the same time: a process that starts beside us is done with its first steps in milliseconds."""
 
 MIGRATIONS: Final = (
     """
@@ -73,25 +77,52 @@ class Registry:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._to_wal()
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
+            try:
+                self._migrate()
+            except BaseException:
+                self._db.close()
+                raise
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(
                 f"registry {path}: {error}", hint="check the path, its owner and that it is a registry"
             ) from error
 
-    def _migrate(self) -> None:
+    def _to_wal(self) -> None:
+        """The first switch to WAL asks for the file alone, and SQLite refuses that at once, busy timeout or not."""
+        for left in reversed(range(WAL_TRIES)):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if not left or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                time.sleep(BUSY_TIMEOUT_S / WAL_TRIES)
+
+    def _version(self) -> int:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > len(MIGRATIONS):
             raise ConfigError(
                 f"the registry has version {version}, this program knows {len(MIGRATIONS)}",
                 hint="a newer cloud-seal wrote it; install that one",
             )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+        return version
+
+    def _migrate(self) -> None:
+        while self._version() < len(MIGRATIONS):
+            self._db.execute("BEGIN IMMEDIATE")
+            version = self._version()  # once more: another process may have migrated before we had the lock
+            if version == len(MIGRATIONS):
+                self._db.execute("ROLLBACK")
+                return
             # One transaction: a crash here leaves the old version whole, and the next start does it again.
-            self._db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+            # (`executescript` would commit what is open, so the statements go one by one.)
+            for statement in _statements(MIGRATIONS[version]):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {version + 1}")
+            self._db.execute("COMMIT")
 
     def close(self) -> None:
         """No call may follow."""
@@ -101,13 +132,25 @@ class Registry:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                raise Unavailable(
+                    f"the registry cannot be written now: {error}",
+                    hint="another program holds it open for writing",
+                    retry_after_ms=1_000,
+                ) from error
             try:
                 yield self._db
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # some errors make SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")  # durable from here on
+            try:
+                self._db.execute("COMMIT")  # durable from here on
+            except sqlite3.Error as error:
+                # The disk is full or broken, and what it holds now is known only to who reads it anew.
+                raise StateUnknown(f"the registry's commit failed: {error}") from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -131,11 +174,12 @@ class Registry:
         """The token has made it: from here on it is usable."""
         with self._transaction() as db:
             done = db.execute(
-                "UPDATE key SET state = 'usable', point = ? WHERE name = ? AND state = 'creating'",
-                (public.point, name),
+                "UPDATE key SET state = 'usable', point = ?"
+                " WHERE name = ? AND state = 'creating' AND algorithm = ?",
+                (public.point, name, public.algorithm.label),
             ).rowcount
             if done != 1:
-                raise Conflict(f"key {name!r} is not being created")
+                raise Conflict(f"no {public.algorithm.label} key {name!r} is being created")
         return self.key(name)
 
     def abandon_key(self, name: str) -> None:
@@ -242,6 +286,20 @@ class Registry:
             ).rowcount
             if done != 1:
                 raise NotFound(f"account {account!r} has no grant on {key_name!r}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece
+        if sqlite3.complete_statement(statement + ";"):
+            if statement.strip():
+                yield statement
+            statement = ""
+        else:
+            statement += ";"
+    if statement.strip():
+        yield statement
 
 
 _SELECT_KEY: Final = "SELECT name, key_id, token, algorithm, point, state, created_at FROM key"

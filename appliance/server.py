@@ -99,11 +99,10 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._write_paused = False
         self._processing = False
-        self._frame_began_at = 0.0  # 0: none has begun
+        self._frame_began_at: float | None = None  # the first byte of a frame that is not whole yet
         self._connected_at = 0.0
-        self._unsent_len = (
-            0  # what waited to be sent when it was last looked at, and since when it has not shrunk
-        )
+        # What waited to be sent when it was last looked at, and since when it has not shrunk.
+        self._unsent_len = 0
         self._stuck_since = 0.0
 
     # asyncio.Protocol -----------------------------------------------------------------------------------
@@ -163,21 +162,21 @@ class Connection(asyncio.Protocol):
         session = self._session
         if session is None or self._processing:
             return
+        if session.state is State.READY:  # and not before: until WELCOME the client is a stranger
+            self._reader.max_payload_len = self._server.settings.window.max_payload_len
         self._processing = True
         try:
             while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
-                self._frame_began_at = 0.0  # what follows is another frame, with as much time
+                self._frame_began_at = None  # what follows is another frame, with as much time
                 session.frame(frame)
-                if self._reader.max_payload_len == wire.MAX_HELLO_PAYLOAD_LEN:
-                    self._reader.max_payload_len = self._server.settings.window.max_payload_len
         except ProtocolError as error:
             self._server.count_protocol_error()
             session.fail(error)
         finally:
             self._processing = False
         if not self._reader.mid_frame:
-            self._frame_began_at = 0.0
-        elif not self._frame_began_at:
+            self._frame_began_at = None
+        elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
             self._frame_began_at = self._server.clock()
         self._server.pipeline.pump()
 
@@ -196,7 +195,7 @@ class Connection(asyncio.Protocol):
             return False
         self._held_len += length
         self._paused = False
-        self._frame_began_at = 0.0  # the time it waited for us is not its fault
+        self._frame_began_at = None  # that it waited for us is not the client's slowness
         self._reader.unblock()
         asyncio.get_running_loop().call_soon(self._process)
         self._update_reading()
@@ -222,7 +221,7 @@ class Connection(asyncio.Protocol):
             return
         if session.state is State.NEW and now - self._connected_at > times.hello_s:
             session.fail(ProtocolError(f"no HELLO within {times.hello_s:g} s"))
-        elif self._frame_began_at and now - self._frame_began_at > times.frame_s:
+        elif self._frame_began_at is not None and now - self._frame_began_at > times.frame_s:
             session.fail(ProtocolError(f"a frame was not whole within {times.frame_s:g} s"))
 
     @property

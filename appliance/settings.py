@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -178,6 +179,16 @@ def line_of(path: Path, keys: tuple[str, ...]) -> int:
     return line
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for more values than fit into memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # in its stubs
+            raise yaml.composer.ComposerError(None, None, "expected plain values, got an alias", mark)
+        return super().compose_node(parent, index)
+
+
 def _compose(path: Path) -> yaml.Node:
     try:
         raw = path.read_bytes()
@@ -186,14 +197,18 @@ def _compose(path: Path) -> yaml.Node:
     if len(raw) > MAX_CONFIG_LEN:
         raise ConfigError(f"{path}: {len(raw)} bytes, expected at most {MAX_CONFIG_LEN}")
     try:
-        node = yaml.compose(raw.decode(), Loader=yaml.SafeLoader)
+        node = yaml.compose(raw.decode(), Loader=_Loader)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8 text") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}:1: not YAML that a person wrote: nested too deeply") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except yaml.reader.ReaderError as error:
+        line = raw.decode()[: error.position].count("\n") + 1
+        raise ConfigError(f"{path}:{line}: not YAML: {error.reason}") from error
     return node if node is not None else yaml.MappingNode("tag:yaml.org,2002:map", [])
 
 
@@ -203,9 +218,11 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def _fail(self, node: yaml.Node, key: str, expected: str, got: object = None) -> ConfigError:
+    def _fail(self, node: yaml.Node, key: str, expected: str, got: object = ...) -> ConfigError:
         line = node.start_mark.line + 1 if node.start_mark else 1
-        tail = f", got {got!r}" if got is not None else ""
+        tail = "" if got is ... else ", got nothing" if got is None else f", got {str(got)[:80]!r}"
+        if got is not ... and not isinstance(got, str | None):
+            tail = f", got {repr(got)[:80]}"
         return ConfigError(f"{self._path}:{line}: {key or 'top level'}: expected {expected}{tail}")
 
     def read(self, node: yaml.Node, kind: Any, key: str) -> Any:
@@ -270,7 +287,8 @@ class _Reader:
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError, TypeError) as error:
+        except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Besides its own errors, PyYAML lets through whatever an explicit tag on a wrong value runs into.
             raise self._fail(node, key, "a plain value") from error
         finally:
             loader.dispose()
@@ -278,10 +296,13 @@ class _Reader:
 
 def split_address(text: str) -> tuple[str, int]:
     """``host:port`` or ``[v6]:port``; ``ConfigError`` otherwise."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65_535 or not host:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65_535:
         raise ConfigError(f"{text!r} is no address: expected host:port, e.g. 127.0.0.1:9440")
-    return host.strip("[]"), int(port)
+    return found["host"] or found["v6"], int(found["port"])
+
+
+_ADDRESS: Final = re.compile(r"(?:(?P<host>[^\[\]:\s]+)|\[(?P<v6>[^\[\]\s]+)\]):(?P<port>[0-9]{1,5})")
 
 
 def is_loopback(host: str) -> bool:
@@ -295,16 +316,23 @@ def _check(settings: Settings, path: Path) -> None:
     def fail(keys: tuple[str, ...], text: str) -> ConfigError:
         return ConfigError(f"{path}:{line_of(path, keys)}: {'.'.join(keys)}: {text}")
 
+    def address(keys: tuple[str, ...], text: str) -> tuple[str, int]:
+        try:
+            return split_address(text)
+        except ConfigError as error:
+            raise fail(keys, error.detail) from error
+
     listen = settings.listen
     if listen.tcp is not None:
-        split_address(listen.tcp)
+        address(("listen", "tcp"), listen.tcp)
         if listen.tls.certificate_file is None or listen.tls.key_file is None:
             raise fail(
                 ("listen", "tcp"), "expected listen.tls.certificate_file and key_file: TCP is TLS only"
             )
-    if not listen.unix_socket_mode.isdecimal() or int(listen.unix_socket_mode, 8) > 0o777:
+    if re.fullmatch("0?[0-7]{3}", listen.unix_socket_mode) is None:
         raise fail(("listen", "unix_socket_mode"), "expected an octal mode in quotes, e.g. '0660'")
-    if settings.web.health is not None and not is_loopback(split_address(settings.web.health)[0]):
+    health = settings.web.health
+    if health is not None and not is_loopback(address(("web", "health"), health)[0]):
         raise fail(
             ("web", "health"), "expected a loopback address: health and metrics have no TLS of their own"
         )

@@ -405,6 +405,8 @@ class SignerPool:
 
     def slice_answered(self, worker: SignerWorker, piece: Slice, answer: link.Signed) -> None:
         """A worker has answered."""
+        if answer.rv:
+            self.dispatcher.worker_ends(worker)
         execution_s = answer.execution_ns / 1e9
         self._metrics.slice_done(self.name, piece, execution_s)
         self.dispatcher.slice_answered(

@@ -76,8 +76,8 @@ class Verifier:
 
     ``engine`` is ``auto`` (the fastest this processor has) or one of ``lanes`` (AVX-512 IFMA, eight at a
     time), ``scalar`` (64-bit integers, any processor) and ``openssl`` (libcrypto, the referee); it decides
-    about SM2. P-256 is always libcrypto's. ``max_table_bytes`` bounds the tables kept for keys that come again;
-    what running batches still hold of evicted tables, and 16 MiB of key objects at most, come on top.
+    about SM2. P-256 is always libcrypto's. ``max_table_bytes`` bounds the tables kept for keys that come
+    again; what running batches still hold of evicted tables, and 16 MiB of key objects at most, come on top.
     """
 
     def __init__(self, *, max_table_bytes: int = 64 * 2**20, engine: str = "auto") -> None:

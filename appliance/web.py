@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,7 +27,7 @@ from asn1crypto.x509 import Name
 from appliance import certificates
 from appliance.accounts import Authenticator
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, Unavailable
+from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, StateUnknown, Unavailable
 from appliance.fronts import Fronts
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics, merge_pages
@@ -36,8 +37,14 @@ from appliance.server import bind_unix_socket, peer_uid
 from appliance.settings import WebSettings, split_address
 from appliance.signers import SignerPool
 
+log = logging.getLogger(__name__)
+
+STATE_UNKNOWN_EXIT: Final = 70
+"""EX_SOFTWARE of sysexits: systemd starts us anew, and that is the repair."""
 MAX_BODY_LEN: Final = 65_536
 """Every request here is a handful of short fields."""
+MAX_UID: Final = 2**32 - 2
+"""Linux has 32 bits for it, and the last one means none."""
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -99,6 +106,9 @@ def officer_application(services: Services, allowed_uids: frozenset[int]) -> web
             return await handler(request)
         except ApplianceError as error:
             return _error(error)
+        except StateUnknown as error:
+            log.critical("%s: the process ends, and the next start reads what is there", error)
+            os._exit(STATE_UNKNOWN_EXIT)
         except web.HTTPRequestEntityTooLarge:
             return _error(BadRequest(f"a request has at most {MAX_BODY_LEN} bytes"))
         except web.HTTPNotFound:
@@ -289,6 +299,8 @@ class _Officers:
             fingerprint = fingerprint.replace(":", "").lower()
             if not _FINGERPRINT.fullmatch(fingerprint):
                 raise BadRequest("certificate_sha256 is no SHA-256 fingerprint", hint="64 hexadecimal digits")
+        if not 0 <= fields.get("uid", 0) <= MAX_UID:
+            raise BadRequest(f"uid: expected 0 to {MAX_UID}, got {fields['uid']}")
         password = fields.get("password")
         hash_ = await self._services.authenticator.hash_password(password) if password is not None else None
         account = Account(fields["name"], hash_, fields.get("uid"), fingerprint, False, frozenset())
@@ -351,6 +363,10 @@ async def _fields(
             raise BadRequest(f"unknown field {name!r}", hint=f"expected {', '.join(known)}")
         if type(value) is not known[name]:
             raise BadRequest(f"field {name!r}: expected {known[name].__name__}, got {type(value).__name__}")
+        if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise BadRequest(
+                f"field {name!r}: half a surrogate pair is no text"
+            )  # JSON can say it, UTF-8 cannot
     missing = [name for name in required if name not in document]
     if missing:
         raise BadRequest(f"missing field {missing[0]!r}")

@@ -1,5 +1,5 @@
-/* The raw loop: C_SignInit and C_Sign, SM2 over a ready 32-byte value, nothing else. What an appliance in front of the
- * module can at best reach.
+/* The raw loop: C_SignInit and C_Sign, SM2 over a ready 32-byte value, nothing else. What an appliance in
+ * front of the module can at best reach.
  *
  *     bench_raw <module> <slot> <pin> [threads] [seconds] [init | message | batch]
  *
@@ -50,7 +50,8 @@ static void *worker(void *count) {
     while (!stop) {
         CK_ULONG len = 64, signed_now = 1;
         if (strcmp(way, "batch") == 0) {
-            must(batch->C_SignBatch(session, &mechanism, key, BATCH, digests, signatures, statuses, &signed_now),
+            must(batch->C_SignBatch(session, &mechanism, key, BATCH, digests, signatures, statuses,
+                                    &signed_now),
                  "C_SignBatch");
         } else if (strcmp(way, "message") == 0) {
             must(functions->C_SignMessage(session, NULL, 0, digests, 32, signatures, &len), "C_SignMessage");
@@ -66,7 +67,9 @@ static void *worker(void *count) {
 
 int main(int argc, char **argv) {
     if (argc < 4)
-        return fprintf(stderr, "bench_raw <module> <slot> <pin> [threads] [seconds] [init | message | batch]\n"), 2;
+        return fprintf(stderr,
+                       "bench_raw <module> <slot> <pin> [threads] [seconds] [init | message | batch]\n"),
+               2;
     int threads = argc > 4 ? atoi(argv[4]) : 1;
     double seconds = argc > 5 ? atof(argv[5]) : 2;
     way = argc > 6 ? argv[6] : "init";
@@ -74,8 +77,10 @@ int main(int argc, char **argv) {
         return fprintf(stderr, "bench_raw: 1 to %d threads\n", THREADS_MAX), 2;
     slot = strtoul(argv[2], NULL, 10);
     void *module = dlopen(argv[1], RTLD_NOW);
-    CK_RV (*get_interface)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS) =
-        module ? (CK_RV(*)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS))dlsym(module, "C_GetInterface")
+    CK_RV (*get_interface)
+    (CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS) =
+        module ? (CK_RV(*)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS))dlsym(
+                     module, "C_GetInterface")
                : NULL;
     if (!get_interface)
         return fprintf(stderr, "bench_raw: %s\n", dlerror()), 1;
@@ -93,9 +98,11 @@ int main(int argc, char **argv) {
     CK_OBJECT_HANDLE public_key;
     CK_MECHANISM generate = {CKM_SM2_KEY_PAIR_GEN, NULL, 0};
     must(functions->C_Initialize(&args), "C_Initialize");
-    must(functions->C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session), "C_OpenSession");
+    must(functions->C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session),
+         "C_OpenSession");
     must(functions->C_Login(session, CKU_USER, (CK_UTF8CHAR_PTR)argv[3], strlen(argv[3])), "C_Login");
-    must(functions->C_GenerateKeyPair(session, &generate, NULL, 0, NULL, 0, &public_key, &key), "C_GenerateKeyPair");
+    must(functions->C_GenerateKeyPair(session, &generate, NULL, 0, NULL, 0, &public_key, &key),
+         "C_GenerateKeyPair");
 
     pthread_t thread[THREADS_MAX];
     unsigned long counts[THREADS_MAX] = {0}, all = 0;
@@ -103,7 +110,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < threads; i++)
         if (pthread_create(&thread[i], NULL, worker, &counts[i]) != 0)
             return 1;
-    struct timespec pause = {.tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    struct timespec pause = {.tv_sec = (time_t)seconds,
+                             .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
     nanosleep(&pause, NULL);
     stop = true;
     for (int i = 0; i < threads; i++) {

@@ -51,6 +51,11 @@ SO_PIN = "1357924680"
 PASSWORD = "correct horse battery"
 PATIENCE_S = 30.0
 """How long a condition may take on a machine that is busy with other things."""
+_BUG = re.compile(
+    r'File ".*/(appliance|appliance_pkcs11|asyncio|uvloop|aiohttp)/|never retrieved|Exception in callback'
+)
+"""What tells of a bug in the log. The tracebacks that python-pkcs11's destructors print where a token has gone, all of
+them in its own files, do not."""
 MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -382,7 +387,7 @@ class Appliance:
         )
         self.config_file.write_text(json.dumps(self.settings))
         self.process: subprocess.Popen[bytes] | None = None
-        self.allowed_traceback = False
+        self._killed = False
         self._workers_seen: set[int] = set()
 
     def set_pin(self, pin: str) -> None:
@@ -460,6 +465,7 @@ class Appliance:
         self.process.kill()
         self.process.wait()
         self.process = None
+        self._killed = True
         self.check_workers_gone()
 
     def stop(self, patience_s: float = PATIENCE_S) -> None:
@@ -487,7 +493,9 @@ class Appliance:
         """The log tells of no bug and of no secret."""
         log = self.log
         assert PIN not in log and PASSWORD not in log, "a secret stands in the log"
-        assert self.allowed_traceback or ("Traceback" not in log and "never retrieved" not in log), log
+        # Workers whose front was killed may say so at length: nobody is left to read it.
+        bugs = [bug[0] for bug in _BUG.finditer(log) if not (self._killed and bug[1] == "appliance_pkcs11")]
+        assert not bugs, log
 
     @property
     def log(self) -> str:
@@ -585,7 +593,11 @@ class Appliance:
     def wire(self, account: str | None = "app", password: str = PASSWORD) -> Wire:
         """A blocking connection, welcomed unless ``account`` is None."""
         sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(self.socket))
+        try:
+            sock.connect(str(self.socket))
+        except OSError:
+            sock.close()
+            raise
         connection = Wire(sock)
         if account is not None:
             try:
@@ -746,7 +758,7 @@ class Bench:
         for appliance in self.made:
             try:
                 if appliance.process is not None:
-                    if appliance.process.poll() is None and appliance.token_status()["state"] == "up":
+                    if appliance.process.poll() is None and appliance.status()["state"] == "ready":
                         appliance.wait_quiet()
                     appliance.stop()
                 else:

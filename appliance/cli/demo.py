@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance import wire
-from appliance.algorithms import SIGNATURE_LEN, PublicKey, signature_to_der
+from appliance.algorithms import SIGNATURE_LEN, SM2_DEFAULT_ID, PublicKey, signature_to_der
 from appliance.cli import target
 from appliance.cli.files import write_durably
 from appliance.cli.officer import spki_pem
@@ -62,12 +62,25 @@ class Act:
     """One key and what is shown with it."""
 
     key: str
+    token: str
     algorithm: str
     openssl: tuple[str, ...]
     """How OpenSSL is told to verify; key, signature and message files follow."""
+    openssl_verify: tuple[str, ...] = ()
+    """What ``openssl verify`` needs besides."""
 
 
-ACTS: Final = (Act("demo-p256", "ecdsa-p256-sha256", ("dgst", "-sha256")),)
+ACTS: Final = (
+    Act("demo-p256", "softhsm2", "ecdsa-p256-sha256", ("dgst", "-sha256")),
+    # OpenSSL knows no default user ID (GB/T 35276): it must be told.
+    Act(
+        "demo-sm2",
+        "firmware-sim",
+        "sm2-sm3",
+        ("dgst", "-sm3", "-sigopt", f"distid:{SM2_DEFAULT_ID.decode()}"),
+        ("-vfyopt", f"distid:{SM2_DEFAULT_ID.decode()}"),
+    ),
+)
 
 
 def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -81,6 +94,9 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     command.set_defaults(run=partial(_demo, groups.choices))
     command.add_argument(
         "--directory", metavar="DIR", type=Path, default=Path(".demo"), help="default: %(default)s"
+    )
+    command.add_argument(
+        "--simulated-hsm", metavar="MODULE", type=Path, help="also show SM2, on a token of firmware-sim"
     )
     command.add_argument("--items", metavar="N", type=int, default=20_000, help="default: %(default)s")
 
@@ -97,14 +113,23 @@ def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answe
         raise Unavailable("OpenSSL's program is not installed", hint="apt-get install openssl")
     typist = _Typist(commands, config, screen)
     screen.heading("A token and a configuration")
-    screen.note(f"$ cloud-seal init --directory {directory} --demo-token")
-    steps = initialise(directory, demo_token=True, health=f"127.0.0.1:{_free_port()}")
+    simulated = f" --simulated-hsm {args.simulated_hsm}" if args.simulated_hsm is not None else ""
+    screen.note(f"$ cloud-seal init --directory {directory} --demo-token{simulated}")
+    steps = initialise(
+        directory, demo_token=True, simulator=args.simulated_hsm, health=f"127.0.0.1:{_free_port()}"
+    )
     made = sum(step["done"] == "made" for step in steps)
     screen.note(f"{made} things made, {len(steps) - made} kept")
     settings = load_settings(config)
+    tokens = {token.profile.stem for token in settings.tokens}
+    if args.simulated_hsm is not None and "firmware-sim" not in tokens:
+        screen.note(f"{directory} was made without the simulated HSM; remove it to see SM2 too")
     screen.heading("The daemon")
     with running_daemon(config, settings, screen) as daemon:
-        results = [_play(act, directory, settings, args.items, typist) for act in ACTS]
+        acts = [act for act in ACTS if act.token in tokens]
+        results = [_play(act, directory, settings, args.items, typist) for act in acts]
+        for act in acts:
+            _certify(act, directory, settings, typist)
         screen.heading("How the appliance is")
         typist.run("status")
         counted = _metrics(settings)
@@ -129,7 +154,7 @@ def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Tab
     rows = []
     for result in results:
         rows += [
-            ["key", f"{result['key']} ({result['algorithm']}), made in the token, never leaves it"],
+            ["key", f"{result['key']} ({result['algorithm']}), made in {result['token']}, never leaves it"],
             ["signed", f"{result['items']:,} at {result['per_second']:,.0f}/s, {result['failed']} failed"],
             ["verified here", f"{result['verified']:,} at {result['verified_per_second']:,.0f}/s"],
             [
@@ -154,7 +179,7 @@ def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Ty
         record = officer.call("GET", "keys", act.key)
         screen.note(f"{act.key} was made by an earlier run, in the same token")
     except NotFound:
-        typist.run("key", "create", act.key, "--algorithm", act.algorithm)
+        typist.run("key", "create", act.key, "--algorithm", act.algorithm, "--token", act.token)
         record = officer.call("GET", "keys", act.key)
     pem_path = directory / f"{act.key}.pem"
     write_durably(pem_path, f"{spki_pem(record)}\n".encode())
@@ -180,6 +205,7 @@ def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Ty
     screen.note(f"  openssl {' '.join(act.openssl)} -verify {pem_path} -signature … …")
     return {
         "key": act.key,
+        "token": act.token,
         "algorithm": act.algorithm,
         "items": items,
         "failed": job["failed"],
@@ -190,6 +216,29 @@ def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Ty
         "openssl_sample": sample,
         "openssl_verified": sample,
     }
+
+
+def _certify(act: Act, directory: Path, settings: Settings, typist: _Typist) -> None:
+    """A certificate for the key, from a small CA whose key lies in the same token; OpenSSL checks it."""
+    screen = typist.screen
+    screen.heading(f"A certificate: {act.algorithm}")
+    ca = f"{act.key}-ca"
+    assert settings.web.officer_socket is not None
+    try:
+        Officer(settings.web.officer_socket).call("GET", "keys", ca)
+    except NotFound:
+        typist.run("key", "create", ca, "--algorithm", act.algorithm)
+    root, request, leaf = (str(directory / f"{act.key}.{end}") for end in ("root.pem", "csr", "crt"))
+    typist.run("ca", "root", ca, "--subject", f"C=CN, O=cloud-seal, CN={ca}", "--out", root)
+    typist.run(
+        "key", "request", act.key, "--subject", "C=CN, O=演示公司, CN=演示公司合同专用章", "--out", request
+    )
+    typist.run("ca", "issue", ca, "--root", root, "--request", request, "--out", leaf)
+    command = ("openssl", "verify", *act.openssl_verify, "-CAfile", root, leaf)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SignerFailed("OpenSSL does not verify the certificate", hint=done.stderr.strip())
+    screen.note(f"OpenSSL: {done.stdout.strip()}")
 
 
 async def _verify_all(

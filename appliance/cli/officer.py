@@ -1,6 +1,6 @@
 """Commands of officers: keys, accounts and grants.
 
-For: ``cloud-seal key …`` and ``cloud-seal account …``, each one call to the officers' interface.
+For: ``cloud-seal key …``, ``ca …`` and ``account …``, each one call to the officers' interface.
 Not for: using a key (``signing``).
 
 Rules:
@@ -23,7 +23,7 @@ from typing import Any
 from asn1crypto import pem
 
 from appliance.algorithms import Algorithm
-from appliance.cli.files import read_der
+from appliance.cli.files import read_der, write_durably
 from appliance.cli.show import Answer, Screen, Table, fields
 from appliance.cli.target import Officer, add_officer_options, read_password
 from appliance.errors import BadRequest
@@ -32,8 +32,11 @@ Run = Callable[[argparse.Namespace, Screen], Answer]
 
 
 def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add ``key`` and ``account`` to the parser."""
+    """Add ``key``, ``ca`` and ``account`` to the parser."""
     _add_key_commands(groups.add_parser("key", help="make, list, show, disable and enable keys"), parents)
+    _add_ca_commands(
+        groups.add_parser("ca", help="a small CA for demonstrations, whose key lies in the token"), parents
+    )
     _add_account_commands(groups.add_parser("account", help="accounts, their passwords and grants"), parents)
 
 
@@ -65,8 +68,35 @@ def _add_key_commands(group: argparse.ArgumentParser, parents: list[argparse.Arg
     add("list", _key_list, "list all keys")
     show = add("show", _key_show, "show one key", "NAME")
     show.add_argument("--pem", action="store_true", help="print the public key as PEM and nothing else")
+    request = add("request", _key_request, "write a certificate request (PKCS#10) signed by the key", "NAME")
+    _add_subject(request)
+    _add_out(request, "where the request goes, PEM; default: standard output")
     add("disable", _key_switch("disable"), "refuse to sign with a key from the next request on", "NAME")
     add("enable", _key_switch("enable"), "let a disabled key sign again", "NAME")
+
+
+def _add_subject(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--subject", required=True, metavar="NAME", help="e.g. 'C=CN, O=某某公司, CN=合同专用章'"
+    )
+
+
+def _add_out(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--out", metavar="FILE", type=Path, help=text)
+
+
+def _add_ca_commands(group: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
+    add = _adder(group, parents)
+    root = add(
+        "root", _ca_root, "write the root certificate of a demonstration CA, signed by its own key", "NAME"
+    )
+    _add_subject(root)
+    issue = add("issue", _ca_issue, "issue a signer's certificate for a certificate request", "NAME")
+    issue.add_argument("--root", required=True, metavar="FILE", type=Path, help="the CA's root certificate")
+    issue.add_argument("--request", required=True, metavar="FILE", type=Path, help="the request, PEM or DER")
+    for command in (root, issue):
+        command.add_argument("--days", type=int, help="how long it lasts; default: ten years, or one")
+        _add_out(command, "where the certificate goes, PEM; default: standard output")
 
 
 def _add_account_commands(group: argparse.ArgumentParser, parents: list[argparse.ArgumentParser]) -> None:
@@ -162,6 +192,41 @@ def _listed(document: Any, name: str) -> list[dict[str, Any]]:
 
 
 # Accounts ---------------------------------------------------------------------------------------------------
+
+
+def _key_request(args: argparse.Namespace, screen: Screen) -> Answer:
+    answer = Officer.from_args(args).call(
+        "POST", "keys", args.name, "request", body={"subject": args.subject}
+    )
+    return _pem_answer(answer["request"], "request", args.out)
+
+
+def _ca_root(args: argparse.Namespace, screen: Screen) -> Answer:
+    body: dict[str, Any] = {"subject": args.subject}
+    return _certificate_answer(args, "self-signed", body)
+
+
+def _ca_issue(args: argparse.Namespace, screen: Screen) -> Answer:
+    request, root = (
+        pem.armor(kind, read_der(path)).decode()
+        for kind, path in (("CERTIFICATE REQUEST", args.request), ("CERTIFICATE", args.root))
+    )
+    return _certificate_answer(args, "issue", {"request": request, "issuer_certificate": root})
+
+
+def _certificate_answer(args: argparse.Namespace, act: str, body: dict[str, Any]) -> Answer:
+    if args.days is not None:
+        body["days"] = args.days
+    answer = Officer.from_args(args).call("POST", "keys", args.name, act, body=body)
+    return _pem_answer(answer["certificate"], "certificate", args.out)
+
+
+def _pem_answer(text: str, what: str, out: Path | None) -> Answer:
+    """To a file, or to standard output as it is."""
+    if out is None:
+        return Answer({what: text}, [text.rstrip()])
+    write_durably(out, text.encode())
+    return Answer({what: text, "path": str(out)}, [f"{what} written to {out}"])
 
 
 def _account_create(args: argparse.Namespace, screen: Screen) -> Answer:

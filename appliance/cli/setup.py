@@ -11,6 +11,7 @@ Layout, all below one directory::
     data/       0700     the registry
     run/                 sockets
     softhsm2/   0700     the demonstration token, if asked for
+    firmware-sim/ 0700   that of the simulated HSM, if asked for
 
 Rules:
 
@@ -31,6 +32,8 @@ import secrets
 import select
 import shutil
 import subprocess
+import termios
+import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,12 +47,11 @@ from appliance.cli.target import login_name
 from appliance.errors import BadRequest, ConfigError, Conflict, Unavailable
 from appliance.policy import EVERY_KEY, Account
 from appliance.registry import Registry
-from appliance.settings import Settings, load_mapping, load_settings, split_address
+from appliance.settings import Settings, load_settings, split_address
 
 MAX_SOCKET_PATH_LEN: Final = 107
 """What fits into ``sockaddr_un``, with the zero byte that ends it."""
 DEMO_LABEL: Final = "cloud-seal-demo"
-DEMO_PROFILE: Final = "softhsm2.yaml"
 SOFTHSM2_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
     "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -57,9 +59,12 @@ SOFTHSM2_MODULES: Final = (
     "/usr/lib64/pkcs11/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
-PIN_BYTES: Final = 16
-"""128 bits: the token slows no guesses, and its files may be copied."""
+PIN_BYTES: Final = 15
+"""120 bits, 20 characters: the token's files may be copied, and pkcs11-tool takes no longer PIN."""
 TOKEN_TOOL_TIMEOUT_S: Final = 60.0
+PROMPT: Final = b"PIN"
+"""What every question for a PIN has in it; whatever else has it does not switch the echo off."""
+ECHO_POLL_S: Final = 0.002
 
 
 def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -74,6 +79,12 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--directory", metavar="DIR", type=Path, default=Path("config"), help="default: config"
     )
+    command.add_argument(
+        "--simulated-hsm",
+        metavar="MODULE",
+        type=Path,
+        help="with --demo-token: also a token of firmware-sim, for SM2",
+    )
     command.add_argument("--health", metavar="HOST:PORT", help="where health and metrics listen, on loopback")
     command.add_argument(
         "--demo-token",
@@ -83,16 +94,28 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def _init(args: argparse.Namespace, screen: Screen) -> Answer:
-    steps = initialise(args.directory, demo_token=args.demo_token, health=args.health)
+    if args.simulated_hsm is not None and not args.demo_token:
+        raise BadRequest(
+            "--simulated-hsm goes with --demo-token", hint="it protects no key: never in production"
+        )
+    steps = initialise(
+        args.directory, demo_token=args.demo_token, simulator=args.simulated_hsm, health=args.health
+    )
     config = args.directory / "appliance.yaml"
     # Relative where it was named so: this is what a person types next.
     rows = [[step["what"], step["path"], step["done"]] for step in steps]
     document = {"config": str(config), "steps": steps}
-    return Answer(document, [Table(("what", "where", ""), rows), f"Next: cloud-seald --config {config}"])
+    start = f"cloud-seald --config {config}"
+    following = (
+        f"Next: {start}"
+        if args.demo_token
+        else f"Next: name your token under tokens: in {config}, then {start}"
+    )
+    return Answer(document, [Table(("what", "where", ""), rows), following])
 
 
 def initialise(
-    directory: Path, *, demo_token: bool = False, health: str | None = None
+    directory: Path, *, demo_token: bool = False, simulator: Path | None = None, health: str | None = None
 ) -> list[dict[str, str]]:
     """Make what is missing below ``directory``; what, where, and whether it was ``made`` or ``kept``."""
     made = _Maker(directory)
@@ -104,9 +127,10 @@ def initialise(
     config = directory / "appliance.yaml"
     template = shipped("appliance.yaml").read_text()
     if demo_token:
-        profile = _make_demo_token(made)
-        entry = f"tokens:\n  - profile: tokens/{profile}\n    pin_file: secrets/softhsm2.pin\n"
-        template = _replaced(template, "tokens: []\n", entry)
+        entries = _make_softhsm2(made)
+        if simulator is not None:
+            entries += _make_simulator(made, simulator)
+        template = _replaced(template, "tokens: []\n", f"tokens:\n{entries}")
     else:
         for profile_file in sorted(shipped("tokens").iterdir(), key=lambda one: one.name):
             if profile_file.name.endswith(".yaml"):
@@ -115,9 +139,7 @@ def initialise(
         split_address(health)
         template = _replaced(template, "  health: 127.0.0.1:9440\n", f"  health: {health}\n")
     made.file("appliance.yaml", template, 0o644, "configuration")
-    settings = load_settings(
-        config
-    )  # strict: what we wrote, or what somebody changed since, must be readable
+    settings = load_settings(config)  # what we wrote, or what somebody changed since, must be readable
     _check_socket_paths(settings)
     if demo_token:
         _make_account(made, settings)
@@ -197,66 +219,93 @@ def _make_account(made: _Maker, settings: Settings) -> None:
     made.note(f"account {name}", settings.registry, done)
 
 
-# The demonstration token ------------------------------------------------------------------------------------
+# Demonstration tokens ---------------------------------------------------------------------------------------
 
 
-def _make_demo_token(made: _Maker) -> str:
-    """A SoftHSM2 token of this directory's own; the name of its profile."""
+def _make_softhsm2(made: _Maker) -> str:
+    """A SoftHSM2 token of this directory's own: P-256. Its entry in the configuration."""
     module = next((path for path in SOFTHSM2_MODULES if Path(path).exists()), None)
     if module is None or shutil.which("softhsm2-util") is None:
         raise Unavailable("SoftHSM2 is not installed", hint="apt-get install softhsm2")
-    pin = _make_pin(made, "secrets/softhsm2.pin")
-    so_pin = _make_pin(made, "secrets/softhsm2.so-pin")
-    store = made.directory("softhsm2", 0o700)
-    objects = store.resolve() / "tokens"
-    objects.mkdir(mode=0o700, exist_ok=True)
-    conf = store.resolve() / "softhsm2.conf"
-    made.file(
-        "softhsm2/softhsm2.conf",
-        f"directories.tokendir = {objects}\nobjectstore.backend = file\nlog.level = ERROR\n",
-        0o600,
-        "SoftHSM2's settings",
+    so_pin, pin = _make_pins(made, "softhsm2")
+    objects, conf = _make_store(
+        made, "softhsm2", "directories.tokendir = {objects}\nobjectstore.backend = file\nlog.level = ERROR\n"
     )
+    environment = {"SOFTHSM2_CONF": str(conf)}
     # A token is a directory; one that was cut short in the making has no token.object, and is no token.
     if any(objects.glob("*/token.object")):
         made.note("demonstration token", objects, "kept")
     else:
-        _initialise_softhsm2(conf, so_pin, pin)
+        command = ("softhsm2-util", "--init-token", "--free", "--label", DEMO_LABEL)
+        _answer(command, environment, (so_pin, so_pin, pin, pin))
         made.note("demonstration token", objects, "made")
-    profile = yaml.safe_load(shipped("tokens").joinpath(DEMO_PROFILE).read_text())
-    profile.pop("token_serial", None)
-    profile |= {
-        "module": module,
-        "token_label": DEMO_LABEL,
-        "environment": {"SOFTHSM2_CONF": str(conf)},
-    }
-    text = "# Made by `cloud-seal init --demo-token` from the shipped profile of SoftHSM2.\n"
-    made.file(
-        f"tokens/{DEMO_PROFILE}", text + yaml.safe_dump(profile, sort_keys=False), 0o644, "token profile"
-    )
-    load_mapping(made.root / "tokens" / DEMO_PROFILE)
-    return DEMO_PROFILE
+    return _write_profile(made, "softhsm2", module, environment)
 
 
-def _make_pin(made: _Maker, name: str) -> str:
-    made.file(name, f"{secrets.token_hex(PIN_BYTES)}\n", 0o600, "PIN")
-    return (made.root / name).read_text().strip()
-
-
-def _initialise_softhsm2(conf: Path, so_pin: str, pin: str) -> None:
-    command = ("softhsm2-util", "--init-token", "--free", "--label", DEMO_LABEL)
-    answers = (so_pin, so_pin, pin, pin)
-    status, said = _answer_prompts(command, {"SOFTHSM2_CONF": str(conf)}, b"PIN: ", answers)
-    if status != 0:
-        raise Unavailable(
-            f"softhsm2-util ended with {status}", hint=said.strip().splitlines()[-1] if said else ""
+def _make_simulator(made: _Maker, module: Path) -> str:
+    """A token of the simulated HSM: SM2 and P-256. Its entry in the configuration."""
+    module = module.resolve()
+    if not module.exists():
+        raise BadRequest(f"{module}: no such module", hint="make run builds it")
+    if shutil.which("pkcs11-tool") is None:
+        raise Unavailable("pkcs11-tool is not installed", hint="apt-get install opensc")
+    so_pin, pin = _make_pins(made, "firmware-sim")
+    objects, conf = _make_store(made, "firmware-sim", "tokens = {objects}\n")
+    environment = {"FIRMWARE_SIM_CONF": str(conf)}
+    tool = ("pkcs11-tool", "--module", str(module))
+    # Two steps, so two questions: a run may have been cut short between them.
+    listed = _answer((*tool, "--list-token-slots"), environment, ())
+    done = "kept"
+    if DEMO_LABEL not in listed:
+        _answer(
+            (*tool, "--init-token", "--slot-index", "0", "--label", DEMO_LABEL), environment, (so_pin, so_pin)
         )
+        done = "made"
+    if done == "made" or "PIN initialized" not in listed:
+        by_officer = ("--login", "--login-type", "so", "--init-pin")
+        _answer((*tool, "--token-label", DEMO_LABEL, *by_officer), environment, (so_pin, pin, pin))
+        done = "made"
+    made.note("demonstration token", objects, done)
+    return _write_profile(made, "firmware-sim", str(module), environment)
+
+
+def _make_pins(made: _Maker, name: str) -> tuple[str, str]:
+    """The security officer's and the user's PIN."""
+    so_pin, pin = (f"secrets/{name}.{kind}" for kind in ("so-pin", "pin"))
+    for file in (so_pin, pin):
+        made.file(file, f"{secrets.token_urlsafe(PIN_BYTES)}\n", 0o600, "PIN")
+    return (made.root / so_pin).read_text().strip(), (made.root / pin).read_text().strip()
+
+
+def _make_store(made: _Maker, name: str, settings: str) -> tuple[Path, Path]:
+    """Where a token's objects lie, and its module's settings file; both absolute, for workers run elsewhere."""
+    store = made.directory(name, 0o700).resolve()
+    objects = store / "tokens"
+    objects.mkdir(mode=0o700, exist_ok=True)
+    made.file(f"{name}/{name}.conf", settings.format(objects=objects), 0o600, "the module's settings")
+    return objects, store / f"{name}.conf"
+
+
+def _write_profile(made: _Maker, name: str, module: str, environment: dict[str, str]) -> str:
+    profile = yaml.safe_load(shipped("tokens").joinpath(f"{name}.yaml").read_text())
+    profile |= {"module": module, "token_label": DEMO_LABEL, "environment": environment}
+    head = f"# Made by `cloud-seal init --demo-token` from the shipped profile {name}.yaml.\n"
+    made.file(f"tokens/{name}.yaml", head + yaml.safe_dump(profile, sort_keys=False), 0o644, "token profile")
+    return f"  - profile: tokens/{name}.yaml\n    pin_file: secrets/{name}.pin\n"
+
+
+def _answer(command: Sequence[str], environment: dict[str, str], answers: Sequence[str]) -> str:
+    """Run a program that asks for PINs; what it said."""
+    status, said = _answer_prompts(command, environment, answers)
+    if status != 0:
+        lines = said.strip().splitlines()
+        raise Unavailable(f"{command[0]} ended with {status}", hint="; ".join(lines[-2:]))
+    return said
 
 
 def _answer_prompts(
     command: Sequence[str],
     environment: dict[str, str],
-    prompt: bytes,
     answers: Sequence[str],
     timeout_s: float = TOKEN_TOOL_TIMEOUT_S,
 ) -> tuple[int, str]:
@@ -276,7 +325,7 @@ def _answer_prompts(
         said, asked = b"", 0
         while chunk := _read_terminal(master, timeout_s):
             said += chunk
-            while asked < min(said.count(prompt), len(answers)):
+            while asked < min(said.count(PROMPT), len(answers)) and _hides_input(master, timeout_s):
                 os.write(master, f"{answers[asked]}\n".encode())
                 asked += 1
         if asked < len(answers):
@@ -287,6 +336,16 @@ def _answer_prompts(
         if slave != -1:
             os.close(slave)
     return status, said.decode(errors="replace")
+
+
+def _hides_input(master: int, timeout_s: float) -> bool:
+    """Wait until the program has switched the echo off: it drops what was typed before, and we never show a PIN."""
+    ends_at = time.monotonic() + timeout_s
+    while termios.tcgetattr(master)[3] & termios.ECHO:
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(ECHO_POLL_S)
+    return True
 
 
 def _read_terminal(master: int, timeout_s: float) -> bytes:

@@ -28,6 +28,7 @@ import json
 import math
 import os
 import secrets
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -49,6 +50,10 @@ CHECKPOINT_S: Final = 0.5
 """Two syncs and a rename cost some milliseconds; half a second of signatures is cheap to ask for again."""
 MAX_IN_FLIGHT: Final = 256
 """As many requests as the appliance's window has by default."""
+STREAM_DEADLINE_S: Final = 600.0
+"""Nobody watches a job at night: it rides out a token that is restarted. The appliance allows no more by default."""
+CONNECT_DEADLINE_S: Final = 30.0
+"""At the start somebody does watch."""
 FORMATS: Final = ("jsonl", "binary")
 DIGEST_LINE_LEN: Final = 2 * DIGEST_LEN
 MAX_PATH_LINE_LEN: Final = 4_097
@@ -91,6 +96,7 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="requests at a time; default: %(default)s",
     )
     add_wire_options(command)
+    command.set_defaults(deadline=STREAM_DEADLINE_S)
 
 
 def _stream(args: argparse.Namespace, screen: Screen) -> Answer:
@@ -102,7 +108,7 @@ def _stream(args: argparse.Namespace, screen: Screen) -> Answer:
 
 
 async def _stream_async(args: argparse.Namespace, screen: Screen) -> Answer:
-    async with await connect(args) as client:
+    async with await connect(args, deadline_s=min(args.deadline, CONNECT_DEADLINE_S)) as client:
         key = await usable_key(client, args.key)
         source = source_of(args, key)
         with Output.open(args.out, job_of(args, key, source)) as output:
@@ -318,6 +324,8 @@ class Output:
         self._at = at
         # What was appended since the last checkpoint; owned by the task that calls ``append``.
         self._ahead = job
+        # Whoever interrupts a job may come while a checkpoint runs in its thread; the last one waits for it.
+        self._checkpointing = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, wanted: Job, at: Callable[[str], None] = lambda step: None) -> Output:
@@ -404,16 +412,17 @@ class Output:
 
     def checkpoint(self, *, complete: bool = False) -> None:
         """Vouch for everything that was appended."""
-        ahead = replace(self._ahead, complete=complete)
-        if ahead == self.job:
-            return
-        os.fdatasync(self._descriptor)
-        self._at(
-            "output synced"
-        )  # a crash here loses nothing that is vouched for, and vouches for nothing new
-        _store(job_path_of(self._path), ahead)
-        self.job = self._ahead = ahead
-        self._at("job file replaced")
+        with self._checkpointing:
+            ahead = replace(self._ahead, complete=complete)
+            if ahead == self.job:
+                return
+            os.fdatasync(self._descriptor)
+            self._at(
+                "output synced"
+            )  # a crash here loses nothing that is vouched for, and vouches for nothing new
+            _store(job_path_of(self._path), ahead)
+            self.job = self._ahead = ahead
+            self._at("job file replaced")
 
 
 def job_path_of(path: Path) -> Path:

@@ -69,7 +69,7 @@ def add_wire_options(parser: argparse.ArgumentParser) -> None:
         "--client-certificate", metavar="PEM", type=Path, help="the account's certificate (TLS)"
     )
     group.add_argument(
-        "--deadline", metavar="S", type=float, default=30.0, help="for each request; default: 30 s"
+        "--deadline", metavar="S", type=float, default=30.0, help="for each request; default: %(default)g s"
     )
     group.add_argument("--client-key", metavar="PEM", type=Path, help="its private key (TLS)")
 
@@ -123,8 +123,8 @@ def _first_of(group: ExceptionGroup[ApplianceError]) -> ApplianceError:
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def connect(args: argparse.Namespace) -> Client:
-    """A connection as the account that the arguments name; close it."""
+async def connect(args: argparse.Namespace, *, deadline_s: float | None = None) -> Client:
+    """A connection as the account that the arguments name; close it. ``deadline_s`` is else ``--deadline``."""
     address = args.address or _configured_address(args)
     tls = None if address.startswith("unix:") else _tls_context(args)
     password = ""
@@ -138,7 +138,7 @@ async def connect(args: argparse.Namespace) -> Client:
         )
     _check_socket(address)
     return await Client.connect(
-        address, account=_account(args), password=password, tls=tls, deadline_s=args.deadline
+        address, account=_account(args), password=password, tls=tls, deadline_s=deadline_s or args.deadline
     )
 
 
@@ -246,23 +246,30 @@ class Officer:
         """What the interface answers to ``/v1/<names…>``; its errors are raised as what they are."""
         target = "/".join(("/v1", *(quote(name, safe="") for name in names)))
         connection = _UnixConnection(self._path)
+        asked = False
         try:
             payload = None if body is None else json.dumps(body).encode()
+            connection.connect()
+            asked = True
             connection.request(method, target, payload, {"Content-Type": "application/json"})
             response = connection.getresponse()
             raw = response.read(MAX_ANSWER_LEN + 1)
+            if len(raw) <= MAX_ANSWER_LEN and response.length:
+                raise http.client.IncompleteRead(raw, response.length)
         except PermissionError as error:
             raise Denied(
                 f"{self._path}: not yours to use",
                 hint="run this as the daemon's user, or see web.officer_uids",
             ) from error
-        except TimeoutError as error:
-            raise Unavailable(f"{self._path}: no answer in {OFFICER_TIMEOUT_S:g} s") from error
         except (OSError, http.client.HTTPException) as error:
+            detail = f"{self._path}: no answer ({str(error) or type(error).__name__})"
+            if asked and method != "GET":
+                # The only case in which we cannot tell; every act can be looked at, and most can be repeated.
+                raise Unavailable(
+                    f"{detail}; whether it was done is not known", hint="look before trying again: … list"
+                ) from error
             raise Unavailable(
-                f"{self._path}: nobody answers ({error or type(error).__name__})",
-                hint="is cloud-seald running, with this configuration?",
-                retry_after_ms=1_000,
+                detail, hint="is cloud-seald running, with this configuration?", retry_after_ms=1_000
             ) from error
         finally:
             connection.close()

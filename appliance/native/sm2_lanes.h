@@ -218,6 +218,35 @@ static inline fe8 fe8_square(const fe8 *a)
     return fe8_carry(limbs_square(a));
 }
 
+static inline fe8 fe8_square_times(fe8 a, int times)
+{
+    for (int i = 0; i < times; i++)
+        a = fe8_square(&a);
+    return a;
+}
+
+/* 1/a = a^(p-2), and a multiple of p for one; see sm2_fe_invert for the chain. */
+static inline fe8 fe8_invert(const fe8 *a)
+{
+    fe8 x2, x4, x6, x8, x14, x16, x30, x31, x32, t;
+    t = fe8_square_times(*a, 1), x2 = fe8_mul(&t, a);
+    t = fe8_square_times(x2, 2), x4 = fe8_mul(&t, &x2);
+    t = fe8_square_times(x4, 2), x6 = fe8_mul(&t, &x2);
+    t = fe8_square_times(x4, 4), x8 = fe8_mul(&t, &x4);
+    t = fe8_square_times(x8, 6), x14 = fe8_mul(&t, &x6);
+    t = fe8_square_times(x8, 8), x16 = fe8_mul(&t, &x8);
+    t = fe8_square_times(x16, 14), x30 = fe8_mul(&t, &x14);
+    t = fe8_square_times(x30, 1), x31 = fe8_mul(&t, a);
+    t = fe8_square_times(x31, 1), x32 = fe8_mul(&t, a);
+    t = fe8_square_times(x31, 1);
+    for (int i = 0; i < 4; i++)
+        t = fe8_square_times(t, 32), t = fe8_mul(&t, &x32);
+    t = fe8_square_times(t, 64), t = fe8_mul(&t, &x32);
+    t = fe8_square_times(t, 30), t = fe8_mul(&t, &x30);
+    t = fe8_square_times(t, 2);
+    return fe8_mul(&t, a);
+}
+
 /* Bit i: is number i zero modulo p? For results of fe8_finish, of which only 2 p can be a multiple of p (and
  * p, for good measure). */
 static inline uint8_t fe8_zero_lanes(const fe8 *a)

@@ -6,7 +6,8 @@
  * one's. */
 #include "sm2_verify.h"
 
-#include "sm2_lanes.h"
+#define HALVES 2
+#include "sm2_lanes_point.h"
 
 #ifndef SM2_LANES
 
@@ -39,26 +40,11 @@ int sm2_lanes_table(sm2_affine *table, const sm2_affine *point)
 
 #include "engine.h"
 
-enum { WIDE = 16, HALVES = 2 };
+enum { WIDE = 8 * HALVES };
 
 /* Groups of sixteen whose additions share inversions: the points of 128 signatures, 600 kB, stay in a
  * second-level cache, and an inversion shared by so many weighs little. */
 enum { GROUPS = 8 };
-
-#define BOTH for (int h = 0; h < HALVES; h++)
-
-typedef struct {
-    fe8 h[HALVES];
-} fe16;
-
-/* x below 2.01 p. y below 2.01 p too, or else the limbs, without carries, of +-y for y below p. */
-typedef struct {
-    fe16 x, y;
-} point16;
-
-typedef struct {
-    fe16 x, y, z;
-} jacobian16;
 
 /* Which entries of which tables the sixteen lanes want in each window. */
 typedef struct {
@@ -67,46 +53,18 @@ typedef struct {
 } selection;
 
 typedef struct {
-    point16 points[GROUPS][SUM_POINTS];
-    fe16 products[GROUPS * SUM_POINTS / 2 + 1];
-    jacobian16 multiples[LADDER_ENTRIES];
-    fe16 partial[LADDER_ENTRIES];
+    wide_affine points[GROUPS][SUM_POINTS];
+    wide products[GROUPS * SUM_POINTS / 2 + 1];
+    wide_jacobian multiples[LADDER_ENTRIES];
+    wide partial[LADDER_ENTRIES];
     sm2_affine ladder[WIDE][LADDER_ENTRIES];
     selection selected;
     sm2_equation equations[GROUPS * WIDE];
     const sm2_item *items[GROUPS * WIDE];
 } lanes_scratch;
 
-static inline fe16 mul(const fe16 *a, const fe16 *b)
-{
-    fe16 r;
-    BOTH r.h[h] = fe8_mul(&a->h[h], &b->h[h]);
-    return r;
-}
-
-static inline fe16 square(const fe16 *a)
-{
-    fe16 r;
-    BOTH r.h[h] = fe8_square(&a->h[h]);
-    return r;
-}
-
-static inline fe16 sub(const fe16 *a, const fe16 *b)
-{
-    fe16 r;
-    BOTH r.h[h] = fe8_sub(a->h[h], b->h[h]);
-    return r;
-}
-
-static inline fe16 constant16(const limbs *c)
-{
-    fe16 r;
-    BOTH r.h[h] = fe8_constant(c);
-    return r;
-}
-
 /* Lanes in which the result of fe8_finish is zero. */
-static inline unsigned zero_lanes(const fe16 *a)
+static inline unsigned zero_lanes(const wide *a)
 {
     return fe8_zero_lanes(&a->h[0]) | (unsigned)fe8_zero_lanes(&a->h[1]) << 8;
 }
@@ -114,9 +72,9 @@ static inline unsigned zero_lanes(const fe16 *a)
 /* ---- between rows of memory and lanes
  * ---------------------------------------------------------------------- */
 
-static inline void load_points(point16 *point, const sm2_affine *const rows[WIDE])
+static inline void load_points(wide_affine *point, const sm2_affine *const rows[WIDE])
 {
-    BOTH
+    EACH_HALF
     {
         v8 r[8];
         for (int i = 0; i < 8; i++)
@@ -124,33 +82,6 @@ static inline void load_points(point16 *point, const sm2_affine *const rows[WIDE
         transpose(r);
         point->x.h[h] = fe8_from_words(r);
         point->y.h[h] = fe8_from_words(r + 4);
-    }
-}
-
-/* Change the sign of y in the lanes of the mask, limb by limb. */
-static inline void negate_lanes(point16 *point, uint16_t negative)
-{
-    BOTH
-    {
-        __mmask8 mask = (__mmask8)(negative >> 8 * h);
-        for (int i = 0; i < 5; i++) {
-            v8 *l = &point->y.h[h].l[i];
-            *l = _mm512_mask_sub_epi64(*l, mask, _mm512_setzero_si512(), *l);
-        }
-    }
-}
-
-/* As negate_lanes, and carried: ready to be multiplied. */
-static inline void negate_lanes_carried(point16 *point, uint16_t negative)
-{
-    negate_lanes(point, negative);
-    BOTH
-    {
-        __mmask8 mask = (__mmask8)(negative >> 8 * h);
-        fe8 *y = &point->y.h[h];
-        for (int i = 0; i < 5; i++)
-            y->l[i] = _mm512_mask_add_epi64(y->l[i], mask, y->l[i], v8_set(LANES_P.l[i]));
-        *y = fe8_carry(*y);
     }
 }
 
@@ -186,7 +117,7 @@ static void numbers_to_lanes(fe8 *a, const u256 numbers[8])
 
 /* *inverse = 1 / a in each of the sixteen lanes, with one inversion for all. Lanes in which a is zero get
  * garbage; returns which. */
-static unsigned invert(fe16 *inverse, const fe16 *a)
+static unsigned invert(wide *inverse, const wide *a)
 {
     /* 2^264 mod p, which is 2^8 in the form of sm2_field.h. The inverse of a 2^260 taken there is 2^512 / (a
      * 2^260), and 2^260 / a is wanted. */
@@ -261,11 +192,6 @@ int sm2_lanes_table(sm2_affine *table, const sm2_affine *point)
     return 0;
 }
 
-bool sm2_lanes_available(void)
-{
-    return sm2_lanes_supported();
-}
-
 void *sm2_lanes_scratch_new(void)
 {
     pthread_once(&base_table_once, build_base_table);
@@ -295,13 +221,13 @@ static inline void select_comb(selection *selected, int lane, int first, const s
  * same x: of all their sums, those of these lanes are worthless. */
 static unsigned add_level(lanes_scratch *scratch, size_t groups, size_t stride)
 {
-    fe16 inverse, *product = scratch->products;
-    *product = constant16(&LANES_ONE);
+    wide inverse, *product = scratch->products;
+    *product = wide_constant(&LANES_ONE);
     for (size_t g = 0; g < groups; g++) {
         for (size_t i = 0; i + stride < SUM_POINTS; i += 2 * stride) {
-            const point16 *a = &scratch->points[g][i], *b = a + stride;
-            fe16 difference = sub(&b->x, &a->x);
-            product[1] = mul(&product[0], &difference);
+            const wide_affine *a = &scratch->points[g][i], *b = a + stride;
+            wide difference = wide_sub(&b->x, &a->x);
+            product[1] = wide_mul(&product[0], &difference);
             product++;
         }
     }
@@ -309,15 +235,16 @@ static unsigned add_level(lanes_scratch *scratch, size_t groups, size_t stride)
     for (size_t g = groups; g-- > 0;) {
         for (size_t i = (SUM_POINTS - 1 - stride) / (2 * stride) * 2 * stride + 2 * stride; i > 0;) {
             i -= 2 * stride;
-            point16 *a = &scratch->points[g][i], *b = a + stride;
-            fe16 difference = sub(&b->x, &a->x), rise = sub(&b->y, &a->y), slope, x, run;
+            wide_affine *a = &scratch->points[g][i], *b = a + stride;
+            wide difference = wide_sub(&b->x, &a->x), rise = wide_sub(&b->y, &a->y), slope, x, run;
             product--;
-            slope = mul(&inverse, product);
-            inverse = mul(&inverse, &difference);
-            slope = mul(&slope, &rise);
-            BOTH x.h[h] = fe8_finish(limbs_sub(limbs_sub(limbs_square(&slope.h[h]), a->x.h[h]), b->x.h[h]));
-            run = sub(&a->x, &x);
-            BOTH a->y.h[h] = fe8_finish(limbs_sub(limbs_mul(&slope.h[h], &run.h[h]), a->y.h[h]));
+            slope = wide_mul(&inverse, product);
+            inverse = wide_mul(&inverse, &difference);
+            slope = wide_mul(&slope, &rise);
+            EACH_HALF x.h[h] =
+                fe8_finish(limbs_sub(limbs_sub(limbs_square(&slope.h[h]), a->x.h[h]), b->x.h[h]));
+            run = wide_sub(&a->x, &x);
+            EACH_HALF a->y.h[h] = fe8_finish(limbs_sub(limbs_mul(&slope.h[h], &run.h[h]), a->y.h[h]));
             a->x = x;
         }
     }
@@ -325,11 +252,11 @@ static unsigned add_level(lanes_scratch *scratch, size_t groups, size_t stride)
 }
 
 /* The x coordinates to expect, in the form of the lanes. */
-static fe16 expected_x(const sm2_equation equations[WIDE])
+static wide expected_x(const sm2_equation equations[WIDE])
 {
     const fe8 r2 = fe8_constant(&LANES_R2);
-    fe16 r;
-    BOTH
+    wide r;
+    EACH_HALF
     {
         u256 numbers[8];
         for (int k = 0; k < 8; k++)
@@ -342,10 +269,10 @@ static fe16 expected_x(const sm2_equation equations[WIDE])
 
 /* Lanes in which a + b has that x coordinate: (x + a.x + b.x) (b.x - a.x)^2 = (b.y - a.y)^2. If b.x = a.x,
  * the answer is worthless, and *exceptional says so. */
-static unsigned sum_has_x(const point16 *a, const point16 *b, const fe16 *x, unsigned *exceptional)
+static unsigned sum_has_x(const wide_affine *a, const wide_affine *b, const wide *x, unsigned *exceptional)
 {
-    fe16 left, zero, difference;
-    BOTH
+    wide left, zero, difference;
+    EACH_HALF
     {
         fe8 run = fe8_finish(limbs_sub(b->x.h[h], a->x.h[h])),
             rise = fe8_finish(limbs_sub(b->y.h[h], a->y.h[h]));
@@ -390,8 +317,8 @@ static void verify_with_tables(lanes_scratch *scratch, size_t count)
     for (stride = 1; 2 * stride < SUM_POINTS; stride *= 2)
         exceptional |= add_level(scratch, groups, stride);
     for (size_t g = 0; g < groups; g++) {
-        const point16 *points = scratch->points[g];
-        fe16 x = expected_x(&scratch->equations[g * WIDE]);
+        const wide_affine *points = scratch->points[g];
+        wide x = expected_x(&scratch->equations[g * WIDE]);
         unsigned worthless = exceptional;
         unsigned valid = sum_has_x(&points[0], &points[stride], &x, &worthless);
         size_t used = count - g * WIDE < WIDE ? count - g * WIDE : WIDE;
@@ -402,93 +329,39 @@ static void verify_with_tables(lanes_scratch *scratch, size_t count)
 /* ---- without tables
  * ---------------------------------------------------------------------------------------- */
 
-/* r = 2a; see sm2_double. Coordinates are results of fe8_finish, before and after. */
-static inline void double16(jacobian16 *r, const jacobian16 *a)
-{
-    fe16 delta = square(&a->z), gamma = square(&a->y), beta = mul(&a->x, &gamma), alpha, t, z, x;
-    BOTH
-    {
-        fe8 minus = fe8_sub(a->x.h[h], delta.h[h]), plus = fe8_carry(limbs_add(a->x.h[h], delta.h[h]));
-        fe8 product = limbs_mul(&minus, &plus);
-        alpha.h[h] = fe8_finish(limbs_add(product, limbs_shift(product, 1)));
-    }
-    BOTH z.h[h] = fe8_finish(limbs_shift(limbs_mul(&a->y.h[h], &a->z.h[h]), 1));
-    BOTH x.h[h] = fe8_finish(limbs_sub(limbs_square(&alpha.h[h]), limbs_shift(beta.h[h], 3)));
-    gamma = square(&gamma);
-    BOTH t.h[h] = fe8_finish(limbs_sub(limbs_shift(beta.h[h], 2), x.h[h]));
-    BOTH r->y.h[h] = fe8_finish(limbs_sub(limbs_mul(&t.h[h], &alpha.h[h]), limbs_shift(gamma.h[h], 3)));
-    r->x = x;
-    r->z = z;
-}
-
-/* r = a + b, with the exceptions of sm2_add_affine. b is carried. */
-static inline void add_affine16(jacobian16 *r, const jacobian16 *a, const point16 *b)
-{
-    fe16 zz = square(&a->z), zzz = mul(&zz, &a->z), run, rise, hh, hhh, v, t, x, z;
-    BOTH run.h[h] = fe8_finish(limbs_sub(limbs_mul(&b->x.h[h], &zz.h[h]), a->x.h[h]));
-    BOTH rise.h[h] = fe8_finish(limbs_sub(limbs_mul(&b->y.h[h], &zzz.h[h]), a->y.h[h]));
-    hh = square(&run);
-    BOTH z.h[h] = fe8_finish(limbs_mul(&a->z.h[h], &run.h[h]));
-    hhh = mul(&hh, &run);
-    v = mul(&a->x, &hh);
-    BOTH x.h[h] =
-        fe8_finish(limbs_sub(limbs_sub(limbs_square(&rise.h[h]), hhh.h[h]), limbs_shift(v.h[h], 1)));
-    t = sub(&v, &x);
-    BOTH
-    {
-        /* rise (v - x) - y hhh: two products, one reduction. */
-        fe8 minus = fe8_carry(limbs_sub(fe8_constant(&LANES_4P), hhh.h[h]));
-        v8 c[10];
-        columns_clear(c);
-        columns_mul(c, &rise.h[h], &t.h[h]);
-        columns_mul(c, &a->y.h[h], &minus);
-        r->y.h[h] = fe8_finish(columns_reduce(c));
-    }
-    r->x = x;
-    r->z = z;
-}
-
-/* a / (Z^2, Z^3), given 1 / Z. */
-static inline void to_affine16(point16 *r, const jacobian16 *a, const fe16 *inverse)
-{
-    fe16 zz = square(inverse), zzz = mul(&zz, inverse);
-    r->x = mul(&a->x, &zz);
-    r->y = mul(&a->y, &zzz);
-}
-
 /* The odd multiples of the lanes' points, affine, in scratch->ladder. */
 static void odd_multiples(lanes_scratch *scratch, const sm2_item *const items[WIDE])
 {
     const sm2_affine *rows[WIDE];
-    const fe16 factor = constant16(&LANES_FROM_SCALAR);
-    jacobian16 *multiples = scratch->multiples, doubled;
-    fe16 inverse, t;
-    point16 point, twice;
+    const wide factor = wide_constant(&LANES_FROM_SCALAR);
+    wide_jacobian *multiples = scratch->multiples, doubled;
+    wide inverse, t;
+    wide_affine point, twice;
     for (int lane = 0; lane < WIDE; lane++)
         rows[lane] = items[lane]->point;
     load_points(&point, rows);
-    point.x = mul(&point.x, &factor);
-    point.y = mul(&point.y, &factor);
-    multiples[0] = (jacobian16){point.x, point.y, constant16(&LANES_ONE)};
-    double16(&doubled, &multiples[0]);
+    point.x = wide_mul(&point.x, &factor);
+    point.y = wide_mul(&point.y, &factor);
+    multiples[0] = (wide_jacobian){point.x, point.y, wide_constant(&LANES_ONE)};
+    wide_double(&doubled, &multiples[0]);
     invert(&inverse, &doubled.z); /* there are no points of order two, so never zero */
-    to_affine16(&twice, &doubled, &inverse);
-    scratch->partial[0] = constant16(&LANES_ONE);
+    wide_to_affine(&twice, &doubled, &inverse);
+    scratch->partial[0] = wide_constant(&LANES_ONE);
     for (int j = 1; j < LADDER_ENTRIES; j++) {
-        add_affine16(&multiples[j], &multiples[j - 1], &twice);
-        scratch->partial[j] = mul(&scratch->partial[j - 1], &multiples[j].z);
+        wide_add_affine(&multiples[j], &multiples[j - 1], &twice);
+        scratch->partial[j] = wide_mul(&scratch->partial[j - 1], &multiples[j].z);
     }
     invert(&inverse, &scratch->partial[LADDER_ENTRIES - 1]);
     for (int j = LADDER_ENTRIES - 1; j >= 0; j--) {
         if (j > 0) {
-            t = mul(&inverse, &scratch->partial[j - 1]);
-            inverse = mul(&inverse, &multiples[j].z);
-            to_affine16(&point, &multiples[j], &t);
+            t = wide_mul(&inverse, &scratch->partial[j - 1]);
+            inverse = wide_mul(&inverse, &multiples[j].z);
+            wide_to_affine(&point, &multiples[j], &t);
         } else {
             point.x = multiples[0].x;
             point.y = multiples[0].y;
         }
-        BOTH
+        EACH_HALF
         {
             v8 r[8];
             fe8 x = fe8_canonical(point.x.h[h]), y = fe8_canonical(point.y.h[h]);
@@ -506,9 +379,9 @@ static void verify_without_tables(lanes_scratch *scratch, const sm2_equation equ
 {
     sm2_comb_digits digits[WIDE];
     selection *selected = &scratch->selected;
-    jacobian16 sum;
-    point16 point;
-    fe16 x, zz, difference;
+    wide_jacobian sum;
+    wide_affine point;
+    wide x, zz, difference;
     odd_multiples(scratch, items);
     for (int i = 0; i < BASE_WINDOWS; i++)
         selected->negative[i] = 0;
@@ -527,21 +400,21 @@ static void verify_without_tables(lanes_scratch *scratch, const sm2_equation equ
         load_points(&point, rows);
         negate_lanes_carried(&point, negative);
         if (i == LADDER_WINDOWS - 1) {
-            sum = (jacobian16){point.x, point.y, constant16(&LANES_ONE)};
+            sum = (wide_jacobian){point.x, point.y, wide_constant(&LANES_ONE)};
             continue;
         }
         for (int j = 0; j < LADDER_WIDTH; j++)
-            double16(&sum, &sum);
-        add_affine16(&sum, &sum, &point);
+            wide_double(&sum, &sum);
+        wide_add_affine(&sum, &sum, &point);
     }
     for (int i = 0; i < BASE_WINDOWS; i++) {
         load_points(&point, selected->rows[i]);
         negate_lanes_carried(&point, selected->negative[i]);
-        add_affine16(&sum, &sum, &point);
+        wide_add_affine(&sum, &sum, &point);
     }
     x = expected_x(equations);
-    zz = square(&sum.z);
-    BOTH difference.h[h] = fe8_finish(limbs_sub(limbs_mul(&x.h[h], &zz.h[h]), sum.x.h[h]));
+    zz = wide_square(&sum.z);
+    EACH_HALF difference.h[h] = fe8_finish(limbs_sub(limbs_mul(&x.h[h], &zz.h[h]), sum.x.h[h]));
     /* A summand equal or opposite to the sum before it has left its zero in Z. */
     set_status(items, used, zero_lanes(&difference), zero_lanes(&sum.z));
 }
@@ -577,4 +450,10 @@ void sm2_lanes_verify(void *pointer, const sm2_item *items, size_t count)
 }
 
 SM2_LANES_END
+
+bool sm2_lanes_available(void)
+{
+    return sm2_lanes_supported();
+}
+
 #endif

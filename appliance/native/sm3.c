@@ -46,20 +46,31 @@ static inline void store_be32(uint8_t *p, uint32_t x)
     } while (0)
 
 /* After one ROUND the new (A, B, C, D, E, F, G, H) is (d, a, b, c, h, e, f, g). */
-#define FOUR_ROUNDS(j, FF, GG)                                                     \
-    do {                                                                           \
-        ROUND(a, b, c, d, e, f, g, h, T[j], FF, GG, w[j], w[(j) + 4]);             \
-        ROUND(d, a, b, c, h, e, f, g, T[(j) + 1], FF, GG, w[(j) + 1], w[(j) + 5]); \
-        ROUND(c, d, a, b, g, h, e, f, T[(j) + 2], FF, GG, w[(j) + 2], w[(j) + 6]); \
-        ROUND(b, c, d, a, f, g, h, e, T[(j) + 3], FF, GG, w[(j) + 3], w[(j) + 7]); \
+#define FOUR_ROUNDS(j, FF, GG)                                                              \
+    do {                                                                                    \
+        ROUND(a, b, c, d, e, f, g, h, t_constant((j)), FF, GG, w[j], w[(j) + 4]);           \
+        ROUND(d, a, b, c, h, e, f, g, t_constant((j) + 1), FF, GG, w[(j) + 1], w[(j) + 5]); \
+        ROUND(c, d, a, b, g, h, e, f, t_constant((j) + 2), FF, GG, w[(j) + 2], w[(j) + 6]); \
+        ROUND(b, c, d, a, f, g, h, e, t_constant((j) + 3), FF, GG, w[(j) + 3], w[(j) + 7]); \
     } while (0)
 
-/* T_j rotated left by j (clause 5.3.3), T = 79cc4519 for j < 16 and 7a879d8a from there on. */
-#define TJ(j) ((j) < 16 ? ROTC(0x79cc4519u, (j)) : ROTC(0x7a879d8au, (j) % 32))
-#define ROTC(x, n) ((uint32_t)(((uint64_t)(x) << (n)) | ((uint64_t)(x) >> (32 - (n)))))
-#define T4(j) TJ(j), TJ((j) + 1), TJ((j) + 2), TJ((j) + 3)
-#define T16(j) T4(j), T4((j) + 4), T4((j) + 8), T4((j) + 12)
-static const uint32_t T[64] = {T16(0), T16(16), T16(32), T16(48)};
+/* T_j rotated left by j (clause 5.3.3): T is 79cc4519 for j < 16 and 7a879d8a from there on. */
+static inline uint32_t t_constant(int j)
+{
+    return rotl(j < 16 ? 0x79cc4519u : 0x7a879d8au, (unsigned)j);
+}
+
+/* Words j to j + 3 of the expanded message (clause 5.3.2), shortly before they are needed: in a loop of their
+ * own, compilers turn them into vector code that is slower. */
+#define EXPAND(j)                                                                                \
+    (w[j] = expand(w + (j)), w[(j) + 1] = expand(w + (j) + 1), w[(j) + 2] = expand(w + (j) + 2), \
+     w[(j) + 3] = expand(w + (j) + 3))
+
+static inline uint32_t expand(const uint32_t *w)
+{
+    uint32_t x = w[-16] ^ w[-9] ^ rotl(w[-3], 15);
+    return P1(x) ^ rotl(w[-13], 7) ^ w[-6];
+}
 
 void sm3_compress(uint32_t state[8], const uint8_t *blocks, size_t count)
 {
@@ -67,16 +78,16 @@ void sm3_compress(uint32_t state[8], const uint8_t *blocks, size_t count)
     for (; count > 0; count--, blocks += SM3_BLOCK_LEN) {
         for (int j = 0; j < 16; j++)
             w[j] = load_be32(blocks + 4 * j);
-        for (int j = 16; j < 68; j++) {
-            uint32_t x = w[j - 16] ^ w[j - 9] ^ rotl(w[j - 3], 15);
-            w[j] = P1(x) ^ rotl(w[j - 13], 7) ^ w[j - 6];
-        }
         uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
         uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
-        for (int j = 0; j < 16; j += 4)
-            FOUR_ROUNDS(j, FF_XOR, FF_XOR);
-        for (int j = 16; j < 64; j += 4)
+        _Pragma("GCC unroll 3") for (int j = 0; j < 12; j += 4) FOUR_ROUNDS(j, FF_XOR, FF_XOR);
+        EXPAND(16);
+        FOUR_ROUNDS(12, FF_XOR, FF_XOR);
+        _Pragma("GCC unroll 12") for (int j = 16; j < 64; j += 4)
+        {
+            EXPAND(j + 4);
             FOUR_ROUNDS(j, FF_MAJ, GG_CH);
+        }
         state[0] ^= a;
         state[1] ^= b;
         state[2] ^= c;
@@ -131,6 +142,8 @@ void sm3_final(sm3_stream *stream, uint8_t digest[SM3_DIGEST_LEN])
 void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
               uint8_t *digests)
 {
+    if (sm3_many_in_lanes(prefix, prefix_len, messages, count, digests))
+        return;
     for (size_t i = 0; i < count; i++) {
         sm3_stream stream;
         sm3_init(&stream);

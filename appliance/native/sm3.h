@@ -4,6 +4,7 @@
 #ifndef CLOUD_SEAL_SM3_H
 #define CLOUD_SEAL_SM3_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,5 +34,9 @@ typedef struct {
 enum { SM3_MAX_PREFIX = 32 };
 void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
               uint8_t *digests);
+
+/* The same in vector lanes (sm3_lanes.c), or false: not here, or not worth it for so few. */
+bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
+                       uint8_t *digests);
 
 #endif

@@ -11,16 +11,19 @@ CK_RV C_SignBatch(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJE
 enum {
     DIGEST_LEN = CLOUDSEAL_BATCH_DIGEST_LEN,
     SIGNATURE_LEN = CLOUDSEAL_BATCH_SIGNATURE_LEN,
-    SIGNED = 0, FAILED = 1, NOT_TRIED = 2,
+    SIGNED = 0,
+    FAILED = 1,
+    NOT_TRIED = 2,
     BATCH_MAX = 1 << 20, /* a length that no honest caller sends */
     CHUNK = 64,          /* one write of the trace; eight times the widest lanes known */
 };
 
 /* A plan that speaks of signatures counts each of them: then they are made one by one. */
-static CK_RV one_by_one(struct module *m, struct signing *op, size_t count, const uint8_t *digests, uint8_t *signatures,
-                        uint8_t *statuses) {
+static CK_RV one_by_one(struct module *m, struct signing *op, size_t count, const uint8_t *digests,
+                        uint8_t *signatures, uint8_t *statuses) {
     for (size_t i = 0; i < count; i++) {
-        CK_RV rv = signing_compute(m, op, digests + i * DIGEST_LEN, DIGEST_LEN, signatures + i * SIGNATURE_LEN);
+        CK_RV rv =
+            signing_compute(m, op, digests + i * DIGEST_LEN, DIGEST_LEN, signatures + i * SIGNATURE_LEN);
         statuses[i] = rv == CKR_OK ? SIGNED : FAILED;
         if (rv != CKR_OK && m->faults.on)
             return rv; /* the token is gone, as far as the caller can tell */
@@ -28,8 +31,8 @@ static CK_RV one_by_one(struct module *m, struct signing *op, size_t count, cons
     return CKR_OK;
 }
 
-static CK_RV in_lanes(struct module *m, struct signing *op, size_t count, const uint8_t *digests, uint8_t *signatures,
-                      uint8_t *statuses) {
+static CK_RV in_lanes(struct module *m, struct signing *op, size_t count, const uint8_t *digests,
+                      uint8_t *signatures, uint8_t *statuses) {
     const struct attribute *id = attributes_find(&op->key->attributes, CKA_ID);
     for (size_t at = 0; at < count; at += CHUNK) {
         size_t n = count - at < CHUNK ? count - at : CHUNK;
@@ -52,7 +55,8 @@ static CK_RV in_lanes(struct module *m, struct signing *op, size_t count, const 
 }
 
 static CK_RV sign_batch(struct module *m, struct session *s, const CK_MECHANISM *given, CK_OBJECT_HANDLE key,
-                        CK_ULONG count, const uint8_t *digests, uint8_t *signatures, uint8_t *statuses, CK_ULONG *done) {
+                        CK_ULONG count, const uint8_t *digests, uint8_t *signatures, uint8_t *statuses,
+                        CK_ULONG *done) {
     struct signing op = {0};
     *done = 0;
     if (given->mechanism != CKM_SM2 && given->mechanism != CKM_ECDSA)

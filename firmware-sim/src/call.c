@@ -106,7 +106,8 @@ static CK_FLAGS operation_of(enum call_id id) {
     }
 }
 
-CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle, struct session **session) {
+CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE handle,
+                         struct session **session) {
     *session = NULL;
     CK_RV rv = call_enter(call, id);
     struct session *s = call->module ? session_find(call->module, handle) : NULL;
@@ -129,6 +130,12 @@ CK_RV call_enter_session(struct call *call, enum call_id id, CK_SESSION_HANDLE h
     }
     *session = s;
     return CKR_OK;
+}
+
+/* Like any failure but a short buffer, bad arguments end the operation that the call goes on with. */
+CK_RV call_bad_arguments(const struct call *call, struct session *session) {
+    session_cancel(session, operation_of(call->id));
+    return CKR_ARGUMENTS_BAD;
 }
 
 CK_RV call_leave(struct call *call, CK_RV rv) {

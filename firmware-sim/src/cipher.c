@@ -1,4 +1,5 @@
-/* Encryption and decryption with AES and SM4, block modes only: what wrapping keys are used for beside wrapping. */
+/* Encryption and decryption with AES and SM4, block modes only: what wrapping keys are used for beside
+ * wrapping. */
 #include "module.h"
 
 #include <string.h>
@@ -13,9 +14,15 @@ void ciphering_end(struct ciphering *op) {
     *op = (struct ciphering){0};
 }
 
-static CK_RV ciphering_begin(struct module *m, struct session *s, struct ciphering *op, const CK_MECHANISM *given,
-                             CK_OBJECT_HANDLE key, bool encrypt) {
-    struct ciphering next = {.mechanism = mechanism_find(given->mechanism, encrypt ? CKF_ENCRYPT : CKF_DECRYPT)};
+static CK_RV ciphering_begin(struct module *m, struct session *s, struct ciphering *op,
+                             const CK_MECHANISM *given, CK_OBJECT_HANDLE key, bool encrypt) {
+    if (!given) {
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
+        ciphering_end(op);
+        return cancelled;
+    }
+    struct ciphering next = {.mechanism =
+                                 mechanism_find(given->mechanism, encrypt ? CKF_ENCRYPT : CKF_DECRYPT)};
     struct material *material = NULL;
     struct parameters parameters;
     if (op->mechanism)
@@ -28,8 +35,8 @@ static CK_RV ciphering_begin(struct module *m, struct session *s, struct cipheri
     if (rv == CKR_OK) {
         next.context = EVP_CIPHER_CTX_new();
         bool good = next.context &&
-                    EVP_CipherInit_ex(next.context, mechanism_cipher(next.mechanism, material->secret_len), NULL,
-                                      material->secret, parameters.iv, encrypt) == 1 &&
+                    EVP_CipherInit_ex(next.context, mechanism_cipher(next.mechanism, material->secret_len),
+                                      NULL, material->secret, parameters.iv, encrypt) == 1 &&
                     EVP_CIPHER_CTX_set_padding(next.context, next.mechanism->scheme == SCHEME_CBC_PAD) == 1;
         rv = good ? CKR_OK : CKR_HOST_MEMORY;
     }
@@ -51,7 +58,8 @@ static size_t room_needed(const struct ciphering *op, bool encrypt, size_t len) 
     return op->mechanism->scheme == SCHEME_CBC_PAD && encrypt ? all - all % BLOCK + BLOCK : all;
 }
 
-static CK_RV whole(struct ciphering *op, bool encrypt, const uint8_t *in, size_t len, uint8_t *out, CK_ULONG *out_len) {
+static CK_RV whole(struct ciphering *op, bool encrypt, const uint8_t *in, size_t len, uint8_t *out,
+                   CK_ULONG *out_len) {
     int first = 0, rest = 0;
     if (!op->mechanism)
         return CKR_OPERATION_NOT_INITIALIZED;
@@ -68,7 +76,8 @@ static CK_RV whole(struct ciphering *op, bool encrypt, const uint8_t *in, size_t
         return CKR_OK;
     }
     if (room < need) {
-        /* Decrypting may need up to a block less than that: only trying tells, and a try must not spend the operation. */
+        /* Decrypting may need up to a block less than that: only trying tells, and a try must not spend the
+         * operation. */
         *out_len = need;
         if (!(padded && !encrypt && room + BLOCK >= need))
             return CKR_BUFFER_TOO_SMALL;
@@ -100,7 +109,8 @@ static CK_RV whole(struct ciphering *op, bool encrypt, const uint8_t *in, size_t
     return rv;
 }
 
-static CK_RV part(struct ciphering *op, bool encrypt, const uint8_t *in, size_t len, uint8_t *out, CK_ULONG *out_len) {
+static CK_RV part(struct ciphering *op, bool encrypt, const uint8_t *in, size_t len, uint8_t *out,
+                  CK_ULONG *out_len) {
     int given = 0;
     if (!op->mechanism)
         return CKR_OPERATION_NOT_INITIALIZED;
@@ -151,7 +161,8 @@ static CK_RV end(struct ciphering *op, bool encrypt, uint8_t *out, CK_ULONG *out
         return CKR_BUFFER_TOO_SMALL;
     }
     EVP_CIPHER_CTX *copy = EVP_CIPHER_CTX_new();
-    bool good = copy && EVP_CIPHER_CTX_copy(copy, op->context) == 1 && EVP_CipherFinal_ex(copy, last, &given) == 1;
+    bool good =
+        copy && EVP_CIPHER_CTX_copy(copy, op->context) == 1 && EVP_CipherFinal_ex(copy, last, &given) == 1;
     EVP_CIPHER_CTX_free(copy);
     CK_RV rv = good ? CKR_OK : encrypt ? CKR_GENERAL_ERROR : CKR_ENCRYPTED_DATA_INVALID;
     if (good && *out_len < (CK_ULONG)given)
@@ -167,16 +178,18 @@ static CK_RV end(struct ciphering *op, bool encrypt, uint8_t *out, CK_ULONG *out
 }
 
 CK_RV C_EncryptInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_EncryptInit, mechanism, ciphering_begin(call.module, s, &s->encrypt, mechanism, key, true));
+    SESSION_SHIM(C_EncryptInit, true, ciphering_begin(call.module, s, &s->encrypt, mechanism, key, true));
 }
 
-CK_RV C_Encrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_Encrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
+                CK_ULONG_PTR out_len) {
     SESSION_SHIM(C_Encrypt, (in || !in_len) && out_len, whole(&s->encrypt, true, in, in_len, out, out_len));
 }
 
 CK_RV C_EncryptUpdate(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
                       CK_ULONG_PTR out_len) {
-    SESSION_SHIM(C_EncryptUpdate, (in || !in_len) && out_len, part(&s->encrypt, true, in, in_len, out, out_len));
+    SESSION_SHIM(C_EncryptUpdate, (in || !in_len) && out_len,
+                 part(&s->encrypt, true, in, in_len, out, out_len));
 }
 
 CK_RV C_EncryptFinal(CK_SESSION_HANDLE session, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
@@ -184,26 +197,29 @@ CK_RV C_EncryptFinal(CK_SESSION_HANDLE session, CK_BYTE_PTR out, CK_ULONG_PTR ou
 }
 
 CK_RV C_DecryptInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_DecryptInit, mechanism, ciphering_begin(call.module, s, &s->decrypt, mechanism, key, false));
+    SESSION_SHIM(C_DecryptInit, true, ciphering_begin(call.module, s, &s->decrypt, mechanism, key, false));
 }
 
-CK_RV C_Decrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_Decrypt(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
+                CK_ULONG_PTR out_len) {
     SESSION_SHIM(C_Decrypt, (in || !in_len) && out_len, whole(&s->decrypt, false, in, in_len, out, out_len));
 }
 
 CK_RV C_DecryptUpdate(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
                       CK_ULONG_PTR out_len) {
-    SESSION_SHIM(C_DecryptUpdate, (in || !in_len) && out_len, part(&s->decrypt, false, in, in_len, out, out_len));
+    SESSION_SHIM(C_DecryptUpdate, (in || !in_len) && out_len,
+                 part(&s->decrypt, false, in, in_len, out, out_len));
 }
 
 CK_RV C_DecryptFinal(CK_SESSION_HANDLE session, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
     SESSION_SHIM(C_DecryptFinal, out_len, end(&s->decrypt, false, out, out_len));
 }
 
-/* ---- dual-function calls: rarely used, and not offered ------------------------------------------------------------------------ */
+/* ---- dual-function calls: rarely used, and not offered ---- */
 
 #define NOT_OFFERED(name) \
-    CK_RV name(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) { \
+    CK_RV name(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, \
+               CK_ULONG_PTR out_len) { \
         (void)in, (void)in_len, (void)out, (void)out_len; \
         SESSION_SHIM(name, true, CKR_FUNCTION_NOT_SUPPORTED); \
     }

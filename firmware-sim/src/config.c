@@ -59,8 +59,8 @@ static bool assign(struct settings *settings, const struct key *key, const char 
     errno = 0;
     unsigned long number = strtoul(value, &end, 10);
     if (!isdigit((unsigned char)*value) || *end || errno || number < key->least || number > key->most) {
-        snprintf(message, message_len, "%s: expected a number from %lu to %lu, got \"%.40s\"", key->name, key->least,
-                 key->most, value);
+        snprintf(message, message_len, "%s: expected a number from %lu to %lu, got \"%.40s\"", key->name,
+                 key->least, key->most, value);
         return false;
     }
     memcpy(field, &number, sizeof number);
@@ -137,8 +137,9 @@ bool settings_read(struct settings *settings, char *message, size_t message_len)
         }
     }
     if (!*settings->tokens) {
-        snprintf(message, message_len, "no token directory: set FIRMWARE_SIM_TOKENS, or tokens = in the file that "
-                                       "FIRMWARE_SIM_CONF names");
+        snprintf(message, message_len,
+                 "no token directory: set FIRMWARE_SIM_TOKENS, or tokens = in the file that "
+                 "FIRMWARE_SIM_CONF names");
         return false;
     }
     return true;

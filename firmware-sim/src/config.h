@@ -1,5 +1,5 @@
-/* Settings: read once at C_Initialize from the file named by FIRMWARE_SIM_CONF and from the environment, where
- * FIRMWARE_SIM_<KEY> goes before the file's <key>. An unknown key or a value out of range is fatal. */
+/* Settings: read once at C_Initialize from the file named by FIRMWARE_SIM_CONF and from the environment,
+ * where FIRMWARE_SIM_<KEY> goes before the file's <key>. An unknown key or a value out of range is fatal. */
 #ifndef FIRMWARE_SIM_CONFIG_H
 #define FIRMWARE_SIM_CONFIG_H
 

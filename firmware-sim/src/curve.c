@@ -60,14 +60,16 @@ static EVP_PKEY *key_from(bool sm2, const uint8_t *d, const uint8_t xy[64]) {
     OSSL_PARAM_BLD *build = OSSL_PARAM_BLD_new();
     OSSL_PARAM *parameters = NULL;
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, sm2 ? "SM2" : "EC", NULL);
-    bool good = build && context &&
-                OSSL_PARAM_BLD_push_utf8_string(build, OSSL_PKEY_PARAM_GROUP_NAME, sm2 ? "SM2" : "P-256", 0) == 1 &&
-                OSSL_PARAM_BLD_push_octet_string(build, OSSL_PKEY_PARAM_PUB_KEY, octets, sizeof octets) == 1;
+    bool good =
+        build && context &&
+        OSSL_PARAM_BLD_push_utf8_string(build, OSSL_PKEY_PARAM_GROUP_NAME, sm2 ? "SM2" : "P-256", 0) == 1 &&
+        OSSL_PARAM_BLD_push_octet_string(build, OSSL_PKEY_PARAM_PUB_KEY, octets, sizeof octets) == 1;
     if (good && d)
         good = number && BN_bin2bn(d, 32, number) &&
                OSSL_PARAM_BLD_push_BN_pad(build, OSSL_PKEY_PARAM_PRIV_KEY, number, 32) == 1;
     if (good)
-        good = (parameters = OSSL_PARAM_BLD_to_param(build)) != NULL && EVP_PKEY_fromdata_init(context) == 1 &&
+        good = (parameters = OSSL_PARAM_BLD_to_param(build)) != NULL &&
+               EVP_PKEY_fromdata_init(context) == 1 &&
                EVP_PKEY_fromdata(context, &pkey, d ? EVP_PKEY_KEYPAIR : EVP_PKEY_PUBLIC_KEY, parameters) == 1;
     EVP_PKEY_CTX_free(context);
     OSSL_PARAM_free(parameters); /* clears the secure part, where the private number lies */
@@ -100,8 +102,9 @@ bool curve_private_numbers(EVP_PKEY *pkey, uint8_t d[32], uint8_t xy[64]) {
     BIGNUM *number = NULL, *x = NULL, *y = NULL;
     bool good = EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_PRIV_KEY, &number) == 1 &&
                 EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) == 1 &&
-                EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) == 1 && BN_bn2binpad(number, d, 32) == 32 &&
-                BN_bn2binpad(x, xy, 32) == 32 && BN_bn2binpad(y, xy + 32, 32) == 32;
+                EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) == 1 &&
+                BN_bn2binpad(number, d, 32) == 32 && BN_bn2binpad(x, xy, 32) == 32 &&
+                BN_bn2binpad(y, xy + 32, 32) == 32;
     BN_clear_free(number);
     BN_free(x);
     BN_free(y);

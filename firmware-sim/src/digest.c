@@ -9,6 +9,11 @@ static void digest_end(struct session *s) {
 }
 
 static CK_RV digest_init(struct module *m, struct session *s, const CK_MECHANISM *given) {
+    if (!given) {
+        CK_RV cancelled = s->digest ? CKR_OK : CKR_ARGUMENTS_BAD;
+        digest_end(s);
+        return cancelled;
+    }
     const struct mechanism *mechanism = mechanism_find(given->mechanism, CKF_DIGEST);
     struct parameters parameters;
     if (s->digest)
@@ -29,10 +34,11 @@ static CK_RV digest_init(struct module *m, struct session *s, const CK_MECHANISM
 }
 
 CK_RV C_DigestInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism) {
-    SESSION_SHIM(C_DigestInit, mechanism, digest_init(call.module, s, mechanism));
+    SESSION_SHIM(C_DigestInit, true, digest_init(call.module, s, mechanism));
 }
 
-static CK_RV digest_finish(struct session *s, const uint8_t *in, size_t len, uint8_t *out, CK_ULONG *out_len) {
+static CK_RV digest_finish(struct session *s, const uint8_t *in, size_t len, uint8_t *out,
+                           CK_ULONG *out_len) {
     size_t need = (size_t)EVP_MD_CTX_get_size(s->digest), room = *out_len;
     *out_len = need;
     if (!out)
@@ -43,7 +49,8 @@ static CK_RV digest_finish(struct session *s, const uint8_t *in, size_t len, uin
         digest_end(s);
         return CKR_DATA_LEN_RANGE;
     }
-    bool good = (!len || EVP_DigestUpdate(s->digest, in, len) == 1) && EVP_DigestFinal_ex(s->digest, out, NULL) == 1;
+    bool good =
+        (!len || EVP_DigestUpdate(s->digest, in, len) == 1) && EVP_DigestFinal_ex(s->digest, out, NULL) == 1;
     digest_end(s);
     return good ? CKR_OK : CKR_GENERAL_ERROR;
 }
@@ -56,7 +63,8 @@ static CK_RV digest(struct session *s, const uint8_t *in, size_t len, uint8_t *o
     return digest_finish(s, in, len, out, out_len);
 }
 
-CK_RV C_Digest(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_Digest(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
+               CK_ULONG_PTR out_len) {
     SESSION_SHIM(C_Digest, (in || !in_len) && out_len, digest(s, in, in_len, out, out_len));
 }
 

@@ -1,7 +1,8 @@
-/* The seam between the module and what computes SM2 signatures. One engine is chosen at C_Initialize (`engine`).
+/* The seam between the module and what computes SM2 signatures. One engine is chosen at C_Initialize
+ * (`engine`).
  *
- * Verification is not part of it: it handles public values only and libcrypto, the strictest implementation at
- * hand, does it for every engine.
+ * Verification is not part of it: it handles public values only and libcrypto, the strictest implementation
+ * at hand, does it for every engine.
  */
 #ifndef FIRMWARE_SIM_ENGINE_H
 #define FIRMWARE_SIM_ENGINE_H

@@ -1,11 +1,13 @@
-/* The fast SM2 engine: the constant-time kernel of appliance/native, with nonces from libcrypto's private generator.
+/* The fast SM2 engine: the constant-time kernel of appliance/native, with nonces from libcrypto's private
+ * generator.
  *
- * Chosen over Intel's Cryptography Primitives because it runs on every architecture, needs no package, and verification
- * needs the same field arithmetic anyway.
+ * Chosen over Intel's Cryptography Primitives because it runs on every architecture, needs no package, and
+ * verification needs the same field arithmetic anyway.
  *
- * Nonces: RAND_priv_bytes is a DRBG per thread, seeded by the operating system and seeded anew in the child of a fork,
- * so neither threads nor processes share a sequence. A value that the kernel cannot use (out of range, or one of the
- * cases the standard rejects) is thrown away whole; that happens once in 2^32, and no value is ever reused or reduced.
+ * Nonces: RAND_priv_bytes is a DRBG per thread, seeded by the operating system and seeded anew in the child
+ * of a fork, so neither threads nor processes share a sequence. A value that the kernel cannot use (out of
+ * range, or one of the cases the standard rejects) is thrown away whole; that happens once in 2^32, and no
+ * value is ever reused or reduced.
  */
 #include "engine.h"
 

@@ -1,4 +1,5 @@
-/* The reference engine: libcrypto, on every architecture. Slow (about 3,000 a second), constant-time, strict. */
+/* The reference engine: libcrypto, on every architecture. Slow (about 3,000 a second), constant-time, strict.
+ */
 #include "curve.h"
 #include "engine.h"
 
@@ -34,7 +35,8 @@ static bool sign(const struct engine_key *key, const uint8_t e[32], uint8_t rs[6
     size_t der_len = sizeof der;
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(NULL, key->pkey, NULL);
     bool good = context && EVP_PKEY_sign_init(context) == 1 &&
-                EVP_PKEY_sign(context, der, &der_len, e, 32) == 1 && curve_signature_from_der(der, der_len, rs);
+                EVP_PKEY_sign(context, der, &der_len, e, 32) == 1 &&
+                curve_signature_from_der(der, der_len, rs);
     EVP_PKEY_CTX_free(context);
     if (!good)
         memset(rs, 0, 64);

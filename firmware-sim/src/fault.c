@@ -79,7 +79,7 @@ static bool occurrence_read(const char *word, struct fault_rule *rule) {
 }
 
 static const char *rule_read(char *words[], size_t count, struct fault_rule *rule) {
-    static char problem[128];
+    static _Thread_local char problem[128];
     size_t at = 0;
     *rule = (struct fault_rule){.call = CALL_KINDS};
 #define NEXT (at < count ? words[at++] : "")
@@ -165,7 +165,8 @@ bool fault_parse(struct fault_plan *plan, const char *text, char *message, size_
             problem = "more than 256 rules";
         else if (count) {
             problem = rule_read(words, count, &rules[rule_count]);
-            snprintf(rules[rule_count].claim, sizeof rules->claim, ".once-%016llx", (unsigned long long)claim);
+            snprintf(rules[rule_count].claim, sizeof rules->claim, ".once-%016llx",
+                     (unsigned long long)claim);
             rule_count++;
         }
         if (problem) {

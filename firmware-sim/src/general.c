@@ -1,7 +1,7 @@
 /* General purpose functions, and the process-wide life of the module.
  *
- * After fork() the child is a new application to PKCS#11 and must call C_Initialize itself: what it inherited is
- * forgotten without being touched (another thread may have held any lock), and its keys are wiped.
+ * After fork() the child is a new application to PKCS#11 and must call C_Initialize itself: what it inherited
+ * is forgotten without being touched (another thread may have held any lock), and its keys are wiped.
  */
 #include "lifetime.h"
 #include "module.h"
@@ -21,8 +21,8 @@ static void in_the_child_of_a_fork(void) {
     lifetime = (pthread_rwlock_t)PTHREAD_RWLOCK_INITIALIZER;
     if (!the_module)
         return;
-    /* The rest of the parent's state is unreachable from here on; freeing it could meet a lock held by a thread that
-     * the child does not have. */
+    /* The rest of the parent's state is unreachable from here on; freeing it could meet a lock held by a
+     * thread that the child does not have. */
     for (size_t i = 0; i < the_module->token_count; i++)
         OPENSSL_cleanse(the_module->tokens[i]->master, MASTER_KEY_LEN);
     OPENSSL_cleanse(the_module->session_key, sizeof the_module->session_key);
@@ -92,9 +92,13 @@ static CK_RV initialize(const CK_C_INITIALIZE_ARGS *args) {
     if (good && !m->engine)
         snprintf(message, sizeof message, "engine: \"%s\" is not in this build", m->settings.engine);
     good = good && m->engine;
-    good = fault_start(&m->faults, good ? m->settings.faults : "", m->settings.tokens, message, sizeof message) && good;
+    good = fault_start(&m->faults, good ? m->settings.faults : "", m->settings.tokens, message,
+                       sizeof message) &&
+           good;
     good = trace_start(&m->trace, good ? m->settings.trace : "", message, sizeof message) && good;
-    good = timing_start(&m->timing, m->settings.service_us, m->settings.engines, m->settings.round_trip_us) == 0 && good;
+    good = timing_start(&m->timing, m->settings.service_us, m->settings.engines, m->settings.round_trip_us) ==
+               0 &&
+           good;
     rv = good ? CKR_OK : CKR_ARGUMENTS_BAD;
     if (good && (!mechanisms_load(m) || RAND_priv_bytes(m->session_key, sizeof m->session_key) != 1))
         rv = CKR_GENERAL_ERROR;
@@ -144,13 +148,13 @@ CK_RV C_GetInfo(CK_INFO_PTR info) {
     SHIM(C_GetInfo, info, get_info(info));
 }
 
-/* ---- interfaces: available before C_Initialize ---------------------------------------------------------------------- */
+/* ---- interfaces: available before C_Initialize ---- */
 
-static CK_FUNCTION_LIST functions_2_40 = {
-    .version = {2, 40},
+static CK_FUNCTION_LIST functions_2_40 = {.version = {2, 40},
 #define MEMBER(name, arguments) .name = name,
-    CK_FUNCTIONS_2_40(MEMBER)};
-static CK_FUNCTION_LIST_3_0 functions_3_0 = {.version = {3, 0}, CK_FUNCTIONS_2_40(MEMBER) CK_FUNCTIONS_3_0(MEMBER)};
+                                          CK_FUNCTIONS_2_40(MEMBER)};
+static CK_FUNCTION_LIST_3_0 functions_3_0 = {.version = {3, 0},
+                                             CK_FUNCTIONS_2_40(MEMBER) CK_FUNCTIONS_3_0(MEMBER)};
 #undef MEMBER
 
 CK_RV C_SignBatch(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key, CK_ULONG count,
@@ -163,7 +167,8 @@ static CK_INTERFACE interfaces[] = {
     {(CK_UTF8CHAR *)CLOUDSEAL_BATCH_INTERFACE, &functions_batch, CKF_INTERFACE_FORK_SAFE},
 };
 
-/* `batch = off` hides the vendor interface. A caller may look before C_Initialize, so the setting is read here too. */
+/* `batch = off` hides the vendor interface. A caller may look before C_Initialize, so the setting is read
+ * here too. */
 static size_t interface_count(void) {
     size_t all = sizeof interfaces / sizeof *interfaces;
     struct settings *settings = malloc(sizeof *settings);
@@ -193,7 +198,8 @@ CK_RV C_GetInterfaceList(CK_INTERFACE_PTR list, CK_ULONG_PTR count) {
     return CKR_OK;
 }
 
-CK_RV C_GetInterface(CK_UTF8CHAR_PTR name, CK_VERSION *version, CK_INTERFACE_PTR_PTR interface, CK_FLAGS flags) {
+CK_RV C_GetInterface(CK_UTF8CHAR_PTR name, CK_VERSION *version, CK_INTERFACE_PTR_PTR interface,
+                     CK_FLAGS flags) {
     if (!interface)
         return CKR_ARGUMENTS_BAD;
     size_t count = interface_count();
@@ -211,7 +217,7 @@ CK_RV C_GetInterface(CK_UTF8CHAR_PTR name, CK_VERSION *version, CK_INTERFACE_PTR
     return CKR_ARGUMENTS_BAD;
 }
 
-/* ---- parallel function management: legacy by the standard's own words ------------------------------------------------- */
+/* ---- parallel function management: legacy by the standard's own words ---- */
 
 CK_RV C_GetFunctionStatus(CK_SESSION_HANDLE session) {
     SESSION_SHIM(C_GetFunctionStatus, true, CKR_FUNCTION_NOT_PARALLEL);

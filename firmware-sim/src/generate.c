@@ -34,13 +34,15 @@ static bool mark_generated(struct attributes *attributes, CK_MECHANISM_TYPE mech
     bool good = attributes_set_bool(attributes, CKA_LOCAL, true) &&
                 attributes_set_ulong(attributes, CKA_KEY_GEN_MECHANISM, mechanism);
     if (good && guarded)
-        good = attributes_set_bool(attributes, CKA_ALWAYS_SENSITIVE, attributes_bool(attributes, CKA_SENSITIVE)) &&
-               attributes_set_bool(attributes, CKA_NEVER_EXTRACTABLE, !attributes_bool(attributes, CKA_EXTRACTABLE));
+        good = attributes_set_bool(attributes, CKA_ALWAYS_SENSITIVE,
+                                   attributes_bool(attributes, CKA_SENSITIVE)) &&
+               attributes_set_bool(attributes, CKA_NEVER_EXTRACTABLE,
+                                   !attributes_bool(attributes, CKA_EXTRACTABLE));
     return good;
 }
 
-static CK_RV generate_key(struct module *m, struct session *s, const CK_MECHANISM *given, const CK_ATTRIBUTE *template,
-                          CK_ULONG count, CK_OBJECT_HANDLE *handle) {
+static CK_RV generate_key(struct module *m, struct session *s, const CK_MECHANISM *given,
+                          const CK_ATTRIBUTE *template, CK_ULONG count, CK_OBJECT_HANDLE *handle) {
     const struct mechanism *mechanism = mechanism_find(given->mechanism, CKF_GENERATE);
     struct attributes attributes = {0};
     struct parameters parameters;
@@ -49,8 +51,8 @@ static CK_RV generate_key(struct module *m, struct session *s, const CK_MECHANIS
         return CKR_MECHANISM_INVALID;
     CK_RV rv = mechanism_parameters(m, mechanism, given, &parameters);
     if (rv == CKR_OK)
-        rv = template_build(ORIGIN_GENERATE, CKO_SECRET_KEY, default_key_type(given->mechanism), template, count,
-                            &attributes);
+        rv = template_build(ORIGIN_GENERATE, CKO_SECRET_KEY, default_key_type(given->mechanism), template,
+                            count, &attributes);
     const struct attribute *len_given = attributes_find(&attributes, CKA_VALUE_LEN);
     CK_ULONG len = attributes_ulong(&attributes, CKA_VALUE_LEN, mechanism->family == FAMILY_SM4 ? 16 : 0);
     if (rv == CKR_OK && mechanism->family != FAMILY_SM4 && !len_given)
@@ -60,8 +62,9 @@ static CK_RV generate_key(struct module *m, struct session *s, const CK_MECHANIS
         rv = CKR_ATTRIBUTE_VALUE_INVALID;
     if (rv == CKR_OK)
         rv = object_check_writable(s, &attributes);
-    if (rv == CKR_OK && (RAND_priv_bytes(value, (int)len) != 1 || !attributes_set(&attributes, CKA_VALUE, value, len) ||
-                         !mark_generated(&attributes, given->mechanism, true)))
+    if (rv == CKR_OK &&
+        (RAND_priv_bytes(value, (int)len) != 1 || !attributes_set(&attributes, CKA_VALUE, value, len) ||
+         !mark_generated(&attributes, given->mechanism, true)))
         rv = CKR_HOST_MEMORY;
     OPENSSL_cleanse(value, sizeof value);
     if (rv == CKR_OK)
@@ -72,13 +75,13 @@ static CK_RV generate_key(struct module *m, struct session *s, const CK_MECHANIS
     return rv;
 }
 
-CK_RV C_GenerateKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_ATTRIBUTE_PTR attributes, CK_ULONG count,
-                    CK_OBJECT_HANDLE_PTR key) {
+CK_RV C_GenerateKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_ATTRIBUTE_PTR attributes,
+                    CK_ULONG count, CK_OBJECT_HANDLE_PTR key) {
     SESSION_SHIM(C_GenerateKey, mechanism && (attributes || !count) && key,
                  generate_key(call.module, s, mechanism, attributes, count, key));
 }
 
-/* ---- key pairs ----------------------------------------------------------------------------------------------------------- */
+/* ---- key pairs ---- */
 
 static EVP_PKEY *rsa_generate(const struct attributes *public_key, CK_RV *rv) {
     const struct attribute *given = attributes_find(public_key, CKA_PUBLIC_EXPONENT);
@@ -87,10 +90,14 @@ static EVP_PKEY *rsa_generate(const struct attributes *public_key, CK_RV *rv) {
     BIGNUM *exponent = BN_new();
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, "RSA", NULL);
     *rv = CKR_ATTRIBUTE_VALUE_INVALID;
-    if (bits < 2048 || bits > 4096 || bits % 64 || (given && (given->len == 0 || given->len > 8)))
+    if (bits < 2048 || bits > 4096) {
+        *rv = CKR_KEY_SIZE_RANGE;
         goto done;
-    if (!exponent || !context || (given ? !BN_bin2bn(given->value, (int)given->len, exponent)
-                                        : BN_set_word(exponent, RSA_F4) != 1)) {
+    }
+    if (bits % 64 || (given && (given->len == 0 || given->len > 8)))
+        goto done;
+    if (!exponent || !context ||
+        (given ? !BN_bin2bn(given->value, (int)given->len, exponent) : BN_set_word(exponent, RSA_F4) != 1)) {
         *rv = CKR_HOST_MEMORY;
         goto done;
     }
@@ -98,7 +105,8 @@ static EVP_PKEY *rsa_generate(const struct attributes *public_key, CK_RV *rv) {
     if (!BN_is_odd(exponent) || BN_num_bits(exponent) < 17)
         goto done;
     *rv = EVP_PKEY_keygen_init(context) == 1 && EVP_PKEY_CTX_set_rsa_keygen_bits(context, (int)bits) == 1 &&
-                  EVP_PKEY_CTX_set1_rsa_keygen_pubexp(context, exponent) == 1 && EVP_PKEY_generate(context, &pkey) == 1
+                  EVP_PKEY_CTX_set1_rsa_keygen_pubexp(context, exponent) == 1 &&
+                  EVP_PKEY_generate(context, &pkey) == 1
               ? CKR_OK
               : CKR_GENERAL_ERROR;
 done:
@@ -107,7 +115,8 @@ done:
     return pkey;
 }
 
-static CK_RV generate_numbers(const struct mechanism *mechanism, const struct attributes *public_key, EVP_PKEY **pkey) {
+static CK_RV generate_numbers(const struct mechanism *mechanism, const struct attributes *public_key,
+                              EVP_PKEY **pkey) {
     CK_RV rv = CKR_OK;
     if (mechanism->family == FAMILY_RSA) {
         *pkey = rsa_generate(public_key, &rv);
@@ -115,7 +124,7 @@ static CK_RV generate_numbers(const struct mechanism *mechanism, const struct at
     }
     enum family family = object_family(public_key);
     if (family != FAMILY_P256 && family != FAMILY_SM2)
-        return CKR_CURVE_NOT_SUPPORTED;
+        return key_curve_error(public_key);
     *pkey = key_generate_ec(family == FAMILY_SM2);
     return *pkey ? CKR_OK : CKR_GENERAL_ERROR;
 }
@@ -148,9 +157,11 @@ static CK_RV generate_key_pair(struct module *m, struct session *s, const CK_MEC
         public_template = with_curve;
     }
     if (rv == CKR_OK)
-        rv = template_build(ORIGIN_GENERATE, CKO_PUBLIC_KEY, type, public_template, public_count, &public_key);
+        rv =
+            template_build(ORIGIN_GENERATE, CKO_PUBLIC_KEY, type, public_template, public_count, &public_key);
     if (rv == CKR_OK)
-        rv = template_build(ORIGIN_GENERATE, CKO_PRIVATE_KEY, type, private_template, private_count, &private_key);
+        rv = template_build(ORIGIN_GENERATE, CKO_PRIVATE_KEY, type, private_template, private_count,
+                            &private_key);
     if (rv == CKR_OK)
         rv = object_check_writable(s, &public_key);
     if (rv == CKR_OK)
@@ -184,20 +195,22 @@ static CK_RV generate_key_pair(struct module *m, struct session *s, const CK_MEC
     return rv;
 }
 
-CK_RV C_GenerateKeyPair(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_ATTRIBUTE_PTR public_attributes,
-                        CK_ULONG public_count, CK_ATTRIBUTE_PTR private_attributes, CK_ULONG private_count,
+CK_RV C_GenerateKeyPair(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
+                        CK_ATTRIBUTE_PTR public_attributes, CK_ULONG public_count,
+                        CK_ATTRIBUTE_PTR private_attributes, CK_ULONG private_count,
                         CK_OBJECT_HANDLE_PTR public_key, CK_OBJECT_HANDLE_PTR private_key) {
     SESSION_SHIM(C_GenerateKeyPair,
-                 mechanism && (public_attributes || !public_count) && (private_attributes || !private_count) &&
-                     public_key && private_key,
-                 generate_key_pair(call.module, s, mechanism, public_attributes, public_count, private_attributes,
-                                   private_count, public_key, private_key));
+                 mechanism && (public_attributes || !public_count) &&
+                     (private_attributes || !private_count) && public_key && private_key,
+                 generate_key_pair(call.module, s, mechanism, public_attributes, public_count,
+                                   private_attributes, private_count, public_key, private_key));
 }
 
-/* ---- wrapping --------------------------------------------------------------------------------------------------------------- */
+/* ---- wrapping ---- */
 
 /* Secret keys are wrapped as they are, private keys as PKCS#8. Caller wipes and frees. */
-static bool wrappable(const struct object *key, const struct material *material, uint8_t **plain, size_t *len) {
+static bool wrappable(const struct object *key, const struct material *material, uint8_t **plain,
+                      size_t *len) {
     if (key->class == CKO_SECRET_KEY) {
         *plain = malloc(material->secret_len);
         if (*plain)
@@ -239,7 +252,8 @@ static CK_RV may_leave(const struct object *wrapping, const struct object *key) 
         return CKR_KEY_NOT_WRAPPABLE;
     if (!attributes_bool(&key->attributes, CKA_EXTRACTABLE))
         return CKR_KEY_UNEXTRACTABLE;
-    if (attributes_bool(&key->attributes, CKA_WRAP_WITH_TRUSTED) && !attributes_bool(&wrapping->attributes, CKA_TRUSTED))
+    if (attributes_bool(&key->attributes, CKA_WRAP_WITH_TRUSTED) &&
+        !attributes_bool(&wrapping->attributes, CKA_TRUSTED))
         return CKR_KEY_NOT_WRAPPABLE;
     return CKR_OK;
 }
@@ -255,8 +269,9 @@ static CK_RV as_wrapping_key_error(CK_RV rv, bool wrapping) {
     }
 }
 
-static CK_RV wrap_key(struct module *m, struct session *s, const CK_MECHANISM *given, CK_OBJECT_HANDLE wrapping_handle,
-                      CK_OBJECT_HANDLE key_handle, uint8_t *out, CK_ULONG *out_len) {
+static CK_RV wrap_key(struct module *m, struct session *s, const CK_MECHANISM *given,
+                      CK_OBJECT_HANDLE wrapping_handle, CK_OBJECT_HANDLE key_handle, uint8_t *out,
+                      CK_ULONG *out_len) {
     const struct mechanism *mechanism = mechanism_find(given->mechanism, CKF_WRAP);
     struct object *wrapping = NULL, *key = NULL;
     struct material *wrapping_material = NULL, *material = NULL;
@@ -281,7 +296,8 @@ static CK_RV wrap_key(struct module *m, struct session *s, const CK_MECHANISM *g
         rv = CKR_HOST_MEMORY;
     if (rv == CKR_OK && mechanism->scheme == SCHEME_KEY_WRAP && (len % 8 || len < 16))
         rv = CKR_KEY_SIZE_RANGE;
-    if (rv == CKR_OK && !cipher_pass(mechanism, wrapping_material, parameters.iv, true, plain, len, wrapped, &wrapped_len))
+    if (rv == CKR_OK &&
+        !cipher_pass(mechanism, wrapping_material, parameters.iv, true, plain, len, wrapped, &wrapped_len))
         rv = CKR_FUNCTION_FAILED;
     if (plain)
         OPENSSL_cleanse(plain, len);
@@ -305,7 +321,8 @@ CK_RV C_WrapKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT
                  wrap_key(call.module, s, mechanism, wrapping_key, key, wrapped, wrapped_len));
 }
 
-static CK_RV read_unwrapped(CK_OBJECT_CLASS class, const uint8_t *plain, size_t len, struct attributes *attributes) {
+static CK_RV read_unwrapped(CK_OBJECT_CLASS class, const uint8_t *plain, size_t len,
+                            struct attributes *attributes) {
     if (class == CKO_SECRET_KEY) {
         const struct attribute *given = attributes_find(attributes, CKA_VALUE_LEN);
         CK_ULONG wanted = attributes_ulong(attributes, CKA_VALUE_LEN, len);
@@ -322,9 +339,9 @@ static CK_RV read_unwrapped(CK_OBJECT_CLASS class, const uint8_t *plain, size_t 
     return rv;
 }
 
-static CK_RV unwrap_key(struct module *m, struct session *s, const CK_MECHANISM *given, CK_OBJECT_HANDLE handle,
-                        const uint8_t *wrapped, size_t wrapped_len, const CK_ATTRIBUTE *template, CK_ULONG count,
-                        CK_OBJECT_HANDLE *result) {
+static CK_RV unwrap_key(struct module *m, struct session *s, const CK_MECHANISM *given,
+                        CK_OBJECT_HANDLE handle, const uint8_t *wrapped, size_t wrapped_len,
+                        const CK_ATTRIBUTE *template, CK_ULONG count, CK_OBJECT_HANDLE *result) {
     const struct mechanism *mechanism = mechanism_find(given->mechanism, CKF_UNWRAP);
     struct object *unwrapping = NULL;
     struct material *material = NULL;
@@ -339,7 +356,9 @@ static CK_RV unwrap_key(struct module *m, struct session *s, const CK_MECHANISM 
     if (rv == CKR_OK)
         rv = template_check(template, count);
     for (CK_ULONG i = 0; rv == CKR_OK && i < count; i++) {
-        CK_ULONG *to = template[i].type == CKA_CLASS ? &class : template[i].type == CKA_KEY_TYPE ? &type : NULL;
+        CK_ULONG *to = template[i].type == CKA_CLASS      ? &class
+                       : template[i].type == CKA_KEY_TYPE ? &type
+                                                          : NULL;
         if (to && template[i].ulValueLen != sizeof *to)
             rv = CKR_ATTRIBUTE_VALUE_INVALID;
         else if (to)
@@ -354,11 +373,13 @@ static CK_RV unwrap_key(struct module *m, struct session *s, const CK_MECHANISM 
     if (rv == CKR_OK)
         rv = object_check_writable(s, &attributes);
     if (rv == CKR_OK)
-        rv = as_wrapping_key_error(key_open(m, s, handle, CKA_UNWRAP, mechanism, &unwrapping, &material), false);
+        rv = as_wrapping_key_error(key_open(m, s, handle, CKA_UNWRAP, mechanism, &unwrapping, &material),
+                                   false);
     size_t block = mechanism->scheme == SCHEME_CBC_PAD ? 16 : 8;
     if (rv == CKR_OK && (wrapped_len < 16 || wrapped_len % block || wrapped_len > WRAPPED_LEN_MAX))
         rv = CKR_WRAPPED_KEY_LEN_RANGE;
-    if (rv == CKR_OK && !cipher_pass(mechanism, material, parameters.iv, false, wrapped, wrapped_len, plain, &len))
+    if (rv == CKR_OK &&
+        !cipher_pass(mechanism, material, parameters.iv, false, wrapped, wrapped_len, plain, &len))
         rv = CKR_WRAPPED_KEY_INVALID;
     if (rv == CKR_OK)
         rv = read_unwrapped(class, plain, len, &attributes);
@@ -379,12 +400,13 @@ static CK_RV unwrap_key(struct module *m, struct session *s, const CK_MECHANISM 
 CK_RV C_UnwrapKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE unwrapping_key,
                   CK_BYTE_PTR wrapped, CK_ULONG wrapped_len, CK_ATTRIBUTE_PTR attributes, CK_ULONG count,
                   CK_OBJECT_HANDLE_PTR key) {
-    SESSION_SHIM(C_UnwrapKey, mechanism && wrapped && (attributes || !count) && key,
-                 unwrap_key(call.module, s, mechanism, unwrapping_key, wrapped, wrapped_len, attributes, count, key));
+    SESSION_SHIM(
+        C_UnwrapKey, mechanism && wrapped && (attributes || !count) && key,
+        unwrap_key(call.module, s, mechanism, unwrapping_key, wrapped, wrapped_len, attributes, count, key));
 }
 
 CK_RV C_DeriveKey(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE base_key,
                   CK_ATTRIBUTE_PTR attributes, CK_ULONG count, CK_OBJECT_HANDLE_PTR key) {
     (void)base_key, (void)attributes, (void)count, (void)key;
-    SESSION_SHIM(C_DeriveKey, mechanism, CKR_FUNCTION_NOT_SUPPORTED);
+    SESSION_SHIM(C_DeriveKey, mechanism, CKR_MECHANISM_INVALID); /* none derives */
 }

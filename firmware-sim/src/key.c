@@ -1,5 +1,6 @@
-/* Keys: from attributes to something that computes, and back. Every key that enters the token, made here or brought
- * from outside, passes key_complete(): a point off its curve or a number out of range never becomes an object. */
+/* Keys: from attributes to something that computes, and back. Every key that enters the token, made here or
+ * brought from outside, passes key_complete(): a point off its curve or a number out of range never becomes
+ * an object. */
 #include "curve.h"
 #include "module.h"
 
@@ -24,21 +25,26 @@ enum family object_family(const struct attributes *attributes) {
             return FAMILY_P256;
         __attribute__((fallthrough));
     case CKK_SM2:
-        return curve && curve->len == 10 && memcmp(curve->value, curve_sm2_oid, 10) == 0 ? FAMILY_SM2 : FAMILY_NONE;
+        return curve && curve->len == 10 && memcmp(curve->value, curve_sm2_oid, 10) == 0 ? FAMILY_SM2
+                                                                                         : FAMILY_NONE;
     case CKK_AES:
         return FAMILY_AES;
     case CKK_SM4:
         return FAMILY_SM4;
     case CKK_GENERIC_SECRET:
+    case CKK_SHA256_HMAC:
+    case CKK_SHA384_HMAC:
+    case CKK_SHA512_HMAC:
         return FAMILY_GENERIC;
     default:
         return FAMILY_NONE;
     }
 }
 
-/* ---- material ---------------------------------------------------------------------------------------------------------- */
+/* ---- material ---- */
 
-/* The engine that loaded the SM2 form unloads it; it lies in front of the key so that material needs no module. */
+/* The engine that loaded the SM2 form unloads it; it lies in front of the key so that material needs no
+ * module. */
 struct loaded_material {
     struct material material;
     const struct engine *engine;
@@ -77,10 +83,14 @@ static const struct {
     CK_ATTRIBUTE_TYPE type;
     const char *parameter;
 } rsa_numbers[] = {
-    {CKA_MODULUS, OSSL_PKEY_PARAM_RSA_N},          {CKA_PUBLIC_EXPONENT, OSSL_PKEY_PARAM_RSA_E},
-    {CKA_PRIVATE_EXPONENT, OSSL_PKEY_PARAM_RSA_D}, {CKA_PRIME_1, OSSL_PKEY_PARAM_RSA_FACTOR1},
-    {CKA_PRIME_2, OSSL_PKEY_PARAM_RSA_FACTOR2},    {CKA_EXPONENT_1, OSSL_PKEY_PARAM_RSA_EXPONENT1},
-    {CKA_EXPONENT_2, OSSL_PKEY_PARAM_RSA_EXPONENT2}, {CKA_COEFFICIENT, OSSL_PKEY_PARAM_RSA_COEFFICIENT1},
+    {CKA_MODULUS, OSSL_PKEY_PARAM_RSA_N},
+    {CKA_PUBLIC_EXPONENT, OSSL_PKEY_PARAM_RSA_E},
+    {CKA_PRIVATE_EXPONENT, OSSL_PKEY_PARAM_RSA_D},
+    {CKA_PRIME_1, OSSL_PKEY_PARAM_RSA_FACTOR1},
+    {CKA_PRIME_2, OSSL_PKEY_PARAM_RSA_FACTOR2},
+    {CKA_EXPONENT_1, OSSL_PKEY_PARAM_RSA_EXPONENT1},
+    {CKA_EXPONENT_2, OSSL_PKEY_PARAM_RSA_EXPONENT2},
+    {CKA_COEFFICIENT, OSSL_PKEY_PARAM_RSA_COEFFICIENT1},
 };
 enum { RSA_NUMBERS = 8, RSA_PUBLIC_NUMBERS = 2 };
 
@@ -103,8 +113,10 @@ static EVP_PKEY *rsa_key(const struct attributes *attributes, bool private_key) 
         good = BN_num_bits(numbers[0]) >= RSA_BITS_MIN && BN_num_bits(numbers[0]) <= RSA_BITS_MAX &&
                BN_is_odd(numbers[1]) && BN_num_bits(numbers[1]) > 1 && BN_num_bits(numbers[1]) <= 64;
     if (good)
-        good = (parameters = OSSL_PARAM_BLD_to_param(build)) != NULL && EVP_PKEY_fromdata_init(context) == 1 &&
-               EVP_PKEY_fromdata(context, &pkey, private_key ? EVP_PKEY_KEYPAIR : EVP_PKEY_PUBLIC_KEY, parameters) == 1;
+        good = (parameters = OSSL_PARAM_BLD_to_param(build)) != NULL &&
+               EVP_PKEY_fromdata_init(context) == 1 &&
+               EVP_PKEY_fromdata(context, &pkey, private_key ? EVP_PKEY_KEYPAIR : EVP_PKEY_PUBLIC_KEY,
+                                 parameters) == 1;
     for (size_t i = 0; i < count; i++)
         BN_clear_free(numbers[i]);
     OSSL_PARAM_free(parameters);
@@ -184,13 +196,23 @@ static struct material *material_from(const struct engine *engine, const struct 
     return material;
 }
 
-/* ---- entering the token ---------------------------------------------------------------------------------------------------- */
+/* What is wrong with CKA_EC_PARAMS: not the DER of an object identifier at all, or of a curve that we do not
+ * have. */
+CK_RV key_curve_error(const struct attributes *attributes) {
+    const struct attribute *params = attributes_find(attributes, CKA_EC_PARAMS);
+    bool oid = params && params->len >= 3 && params->len < 128 && params->value[0] == 0x06 &&
+               params->value[1] == params->len - 2 && params->value[params->len - 1] < 0x80;
+    return oid ? CKR_CURVE_NOT_SUPPORTED : CKR_DOMAIN_PARAMS_INVALID;
+}
+
+/* ---- entering the token ---- */
 
 static bool set_public_key_info(struct attributes *attributes, EVP_PKEY *pkey, bool *mismatch) {
     uint8_t *der = NULL;
     int len = i2d_PUBKEY(pkey, &der);
     const struct attribute *given = attributes_find(attributes, CKA_PUBLIC_KEY_INFO);
-    *mismatch = len > 0 && given && given->len && (given->len != (size_t)len || memcmp(given->value, der, given->len) != 0);
+    *mismatch = len > 0 && given && given->len &&
+                (given->len != (size_t)len || memcmp(given->value, der, given->len) != 0);
     bool good = len > 0 && attributes_set(attributes, CKA_PUBLIC_KEY_INFO, der, (size_t)len);
     OPENSSL_free(der);
     return good;
@@ -202,12 +224,14 @@ static bool set_check_value(struct module *m, struct attributes *attributes, con
     int len = 0;
     bool good;
     if (material->family == FAMILY_GENERIC) {
-        good = EVP_Digest(material->secret, material->secret_len, value, NULL, m->digests[DIGEST_SHA1], NULL) == 1;
+        good = EVP_Digest(material->secret, material->secret_len, value, NULL, m->digests[DIGEST_SHA1],
+                          NULL) == 1;
     } else {
         const struct mechanism ecb = {.scheme = SCHEME_ECB, .family = material->family};
         EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
-        good = context && EVP_EncryptInit_ex(context, mechanism_cipher(&ecb, material->secret_len), NULL,
-                                             material->secret, NULL) == 1 &&
+        good = context &&
+               EVP_EncryptInit_ex(context, mechanism_cipher(&ecb, material->secret_len), NULL,
+                                  material->secret, NULL) == 1 &&
                EVP_EncryptUpdate(context, value, &len, block, 16) == 1;
         EVP_CIPHER_CTX_free(context);
     }
@@ -224,7 +248,7 @@ CK_RV key_complete(struct module *m, struct attributes *attributes) {
     uint8_t d[32];
     bool mismatch = false, good = true;
     if (object_family(attributes) == FAMILY_NONE)
-        return type == CKK_EC || type == CKK_SM2 ? CKR_CURVE_NOT_SUPPORTED : CKR_ATTRIBUTE_VALUE_INVALID;
+        return key_curve_error(attributes);
     struct material *material = material_from(m->engine, attributes);
     if (!material)
         return CKR_ATTRIBUTE_VALUE_INVALID;
@@ -234,7 +258,8 @@ CK_RV key_complete(struct module *m, struct attributes *attributes) {
         good = set_check_value(m, attributes, material, &mismatch) &&
                attributes_set_ulong(attributes, CKA_VALUE_LEN, material->secret_len);
     if (type == CKK_RSA && class == CKO_PUBLIC_KEY)
-        good = good && attributes_set_ulong(attributes, CKA_MODULUS_BITS, (CK_ULONG)EVP_PKEY_get_bits(material->pkey));
+        good = good && attributes_set_ulong(attributes, CKA_MODULUS_BITS,
+                                            (CK_ULONG)EVP_PKEY_get_bits(material->pkey));
     if (class == CKO_PRIVATE_KEY && type != CKK_RSA) {
         good = good && number_32(attributes_find(attributes, CKA_VALUE), d) &&
                attributes_set(attributes, CKA_VALUE, d, sizeof d);
@@ -282,7 +307,7 @@ EVP_PKEY *key_generate_ec(bool sm2) {
     return sm2 ? EVP_PKEY_Q_keygen(NULL, NULL, "SM2") : EVP_PKEY_Q_keygen(NULL, NULL, "EC", "P-256");
 }
 
-/* ---- using -------------------------------------------------------------------------------------------------------------- */
+/* ---- using ---- */
 
 static bool mechanism_allowed(const struct object *object, CK_MECHANISM_TYPE type) {
     const struct attribute *allowed = attributes_find(&object->attributes, CKA_ALLOWED_MECHANISMS);
@@ -318,7 +343,8 @@ static struct object *find_current(struct module *m, struct session *s, CK_OBJEC
     return object_find(m, s, handle);
 }
 
-static CK_RV material_of(struct module *m, const struct session *s, struct object *object, struct material **material) {
+static CK_RV material_of(struct module *m, const struct session *s, struct object *object,
+                         struct material **material) {
     pthread_rwlock_rdlock(&m->tables);
     *material = material_reference(object->material);
     pthread_rwlock_unlock(&m->tables);

@@ -103,7 +103,8 @@ const EVP_CIPHER *mechanism_cipher(const struct mechanism *mechanism, size_t key
         return wrap[size];
     }
     case SCHEME_KEY_WRAP_PAD: {
-        const EVP_CIPHER *const pad[] = {EVP_aes_128_wrap_pad(), EVP_aes_192_wrap_pad(), EVP_aes_256_wrap_pad()};
+        const EVP_CIPHER *const pad[] = {EVP_aes_128_wrap_pad(), EVP_aes_192_wrap_pad(),
+                                         EVP_aes_256_wrap_pad()};
         return pad[size];
     }
     default:
@@ -118,7 +119,11 @@ enum { ID_LEN_MAX = 8191 };
 
 static CK_RV pss_parameters(struct module *m, const struct mechanism *mechanism, const CK_MECHANISM *given,
                             struct parameters *out) {
-    static const struct { CK_MECHANISM_TYPE hash; CK_RSA_PKCS_MGF_TYPE mgf; enum digest_id digest; } known[] = {
+    static const struct {
+        CK_MECHANISM_TYPE hash;
+        CK_RSA_PKCS_MGF_TYPE mgf;
+        enum digest_id digest;
+    } known[] = {
         {CKM_SHA256, CKG_MGF1_SHA256, DIGEST_SHA256},
         {CKM_SHA384, CKG_MGF1_SHA384, DIGEST_SHA384},
         {CKM_SHA512, CKG_MGF1_SHA512, DIGEST_SHA512},
@@ -128,7 +133,8 @@ static CK_RV pss_parameters(struct module *m, const struct mechanism *mechanism,
         return CKR_MECHANISM_PARAM_INVALID;
     memcpy(&pss, given->pParameter, sizeof pss);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (pss.hashAlg == known[i].hash && (mechanism->digest == DIGEST_NONE || mechanism->digest == known[i].digest))
+        if (pss.hashAlg == known[i].hash &&
+            (mechanism->digest == DIGEST_NONE || mechanism->digest == known[i].digest))
             out->pss_digest = m->digests[known[i].digest];
         if (pss.mgf == known[i].mgf)
             out->pss_mgf = m->digests[known[i].digest];

@@ -1,7 +1,7 @@
 /* Message signing and verifying (3.0): one key, many messages, one call for each.
  *
- * The operation stays open until C_MessageSignFinal; a message that fails is answered as such and leaves the next one
- * to be tried, which is what a batch wants.
+ * The operation stays open until C_MessageSignFinal; a message that fails is answered as such and leaves the
+ * next one to be tried, which is what a batch wants.
  */
 #include "module.h"
 
@@ -9,7 +9,7 @@
 #define NO_PARAMETER (!parameter_len)
 
 CK_RV C_MessageSignInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_MessageSignInit, mechanism,
+    SESSION_SHIM(C_MessageSignInit, true,
                  signing_begin(call.module, s, &s->message_sign, mechanism, key, CKF_MESSAGE_SIGN));
 }
 
@@ -58,8 +58,8 @@ CK_RV C_SignMessageBegin(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_UL
     SESSION_SHIM(C_SignMessageBegin, NO_PARAMETER, begin_message(&s->message_sign));
 }
 
-static CK_RV sign_message_next(struct module *m, struct session *s, const uint8_t *in, size_t len, uint8_t *out,
-                               CK_ULONG *out_len) {
+static CK_RV sign_message_next(struct module *m, struct session *s, const uint8_t *in, size_t len,
+                               uint8_t *out, CK_ULONG *out_len) {
     struct signing *op = &s->message_sign;
     if (!op->mechanism || !op->message_open)
         return CKR_OPERATION_NOT_INITIALIZED;
@@ -68,8 +68,8 @@ static CK_RV sign_message_next(struct module *m, struct session *s, const uint8_
     return one_signature(m, op, in, len, out, out_len);
 }
 
-CK_RV C_SignMessageNext(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR in,
-                        CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_SignMessageNext(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
+                        CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
     (void)parameter;
     SESSION_SHIM(C_SignMessageNext, NO_PARAMETER && (in || !in_len),
                  sign_message_next(call.module, s, in, in_len, out, out_len));
@@ -87,7 +87,7 @@ CK_RV C_MessageSignFinal(CK_SESSION_HANDLE session) {
 }
 
 CK_RV C_MessageVerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_MessageVerifyInit, mechanism,
+    SESSION_SHIM(C_MessageVerifyInit, true,
                  signing_begin(call.module, s, &s->message_verify, mechanism, key, CKF_MESSAGE_VERIFY));
 }
 
@@ -107,8 +107,8 @@ static CK_RV verify_message(struct module *m, struct session *s, const uint8_t *
     return one_verification(m, &s->message_verify, in, len, signature, signature_len);
 }
 
-CK_RV C_VerifyMessage(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR in,
-                      CK_ULONG in_len, CK_BYTE_PTR signature, CK_ULONG signature_len) {
+CK_RV C_VerifyMessage(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
+                      CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR signature, CK_ULONG signature_len) {
     (void)parameter;
     SESSION_SHIM(C_VerifyMessage, NO_PARAMETER && (in || !in_len) && signature,
                  verify_message(call.module, s, in, in_len, signature, signature_len));
@@ -129,8 +129,8 @@ static CK_RV verify_message_next(struct module *m, struct session *s, const uint
     return one_verification(m, op, in, len, signature, signature_len);
 }
 
-CK_RV C_VerifyMessageNext(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR in,
-                          CK_ULONG in_len, CK_BYTE_PTR signature, CK_ULONG signature_len) {
+CK_RV C_VerifyMessageNext(CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
+                          CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR signature, CK_ULONG signature_len) {
     (void)parameter;
     SESSION_SHIM(C_VerifyMessageNext, NO_PARAMETER && (in || !in_len),
                  verify_message_next(call.module, s, in, in_len, signature, signature_len));
@@ -140,31 +140,35 @@ CK_RV C_MessageVerifyFinal(CK_SESSION_HANDLE session) {
     SESSION_SHIM(C_MessageVerifyFinal, true, message_final(&s->message_verify));
 }
 
-/* ---- message encryption: no mechanism here offers it ------------------------------------------------------------------------- */
+/* ---- message encryption: no mechanism here offers it ---- */
 
 #define NOT_OFFERED(name, arguments) \
-    CK_RV name arguments { SESSION_SHIM(name, true, CKR_FUNCTION_NOT_SUPPORTED); }
+    CK_RV name arguments { \
+        SESSION_SHIM(name, true, CKR_FUNCTION_NOT_SUPPORTED); \
+    }
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
-NOT_OFFERED(C_MessageEncryptInit, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key))
-NOT_OFFERED(C_EncryptMessage, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
-                               CK_BYTE_PTR associated, CK_ULONG associated_len, CK_BYTE_PTR in, CK_ULONG in_len,
-                               CK_BYTE_PTR out, CK_ULONG_PTR out_len))
+NOT_OFFERED(C_MessageEncryptInit,
+            (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key))
+NOT_OFFERED(C_EncryptMessage,
+            (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR associated,
+             CK_ULONG associated_len, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len))
 NOT_OFFERED(C_EncryptMessageBegin, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
                                     CK_BYTE_PTR associated, CK_ULONG associated_len))
-NOT_OFFERED(C_EncryptMessageNext, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
-                                   CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len,
-                                   CK_FLAGS flags))
+NOT_OFFERED(C_EncryptMessageNext,
+            (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR in,
+             CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len, CK_FLAGS flags))
 NOT_OFFERED(C_MessageEncryptFinal, (CK_SESSION_HANDLE session))
-NOT_OFFERED(C_MessageDecryptInit, (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key))
-NOT_OFFERED(C_DecryptMessage, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
-                               CK_BYTE_PTR associated, CK_ULONG associated_len, CK_BYTE_PTR in, CK_ULONG in_len,
-                               CK_BYTE_PTR out, CK_ULONG_PTR out_len))
+NOT_OFFERED(C_MessageDecryptInit,
+            (CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key))
+NOT_OFFERED(C_DecryptMessage,
+            (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR associated,
+             CK_ULONG associated_len, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len))
 NOT_OFFERED(C_DecryptMessageBegin, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
                                     CK_BYTE_PTR associated, CK_ULONG associated_len))
-NOT_OFFERED(C_DecryptMessageNext, (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len,
-                                   CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len,
-                                   CK_FLAGS flags))
+NOT_OFFERED(C_DecryptMessageNext,
+            (CK_SESSION_HANDLE session, CK_VOID_PTR parameter, CK_ULONG parameter_len, CK_BYTE_PTR in,
+             CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len, CK_FLAGS flags))
 NOT_OFFERED(C_MessageDecryptFinal, (CK_SESSION_HANDLE session))
 #pragma GCC diagnostic pop

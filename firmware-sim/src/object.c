@@ -4,7 +4,7 @@
 
 #include <openssl/rand.h>
 
-/* ---- life ------------------------------------------------------------------------------------------------------------ */
+/* ---- life ---- */
 
 struct object *object_new(void) {
     struct object *object = calloc(1, sizeof *object);
@@ -36,7 +36,7 @@ struct object *object_find(struct module *m, const struct session *s, CK_OBJECT_
     return object;
 }
 
-/* ---- secrets ----------------------------------------------------------------------------------------------------------- */
+/* ---- secrets ---- */
 
 static const uint8_t no_epoch[EPOCH_LEN]; /* session objects belong to no life of the token */
 
@@ -63,13 +63,14 @@ CK_RV object_unseal(struct module *m, const struct object *object, struct attrib
         return CKR_OK;
     if (!sealing_key(m, object->slot, !object->owner, key, epoch))
         return CKR_USER_NOT_LOGGED_IN;
-    /* A seal that does not open: the file was tampered with. Said as a device error, never as a usable key. */
+    /* A seal that does not open: the file was tampered with. Said as a device error, never as a usable key.
+     */
     CK_RV rv = object_open_seal(object, epoch, key, secrets) ? CKR_OK : CKR_DEVICE_ERROR;
     OPENSSL_cleanse(key, sizeof key);
     return rv;
 }
 
-/* ---- publishing --------------------------------------------------------------------------------------------------------- */
+/* ---- publishing ---- */
 
 CK_RV object_check_writable(const struct session *s, const struct attributes *attributes) {
     if (attributes_bool(attributes, CKA_PRIVATE) && session_login(s) != LOGIN_USER)
@@ -80,7 +81,8 @@ CK_RV object_check_writable(const struct session *s, const struct attributes *at
 }
 
 /* Split off the secrets and fix the head; `attributes` is emptied into the object. */
-static CK_RV assemble(struct module *m, const struct session *s, struct attributes *attributes, struct object *object) {
+static CK_RV assemble(struct module *m, const struct session *s, struct attributes *attributes,
+                      struct object *object) {
     struct attributes secrets = {0};
     uint8_t key[MASTER_KEY_LEN], epoch[EPOCH_LEN];
     char unique[17];
@@ -132,7 +134,8 @@ static CK_RV store_and_insert(struct module *m, struct token *token, struct obje
     return rv;
 }
 
-CK_RV object_publish(struct module *m, struct session *s, struct attributes *attributes, CK_OBJECT_HANDLE *handle) {
+CK_RV object_publish(struct module *m, struct session *s, struct attributes *attributes,
+                     CK_OBJECT_HANDLE *handle) {
     struct object *object = object_new();
     if (!object || RAND_bytes(object->id, sizeof object->id) != 1) {
         object_release(object);
@@ -200,8 +203,8 @@ static CK_RV gather(struct module *m, const struct object *object, struct attrib
     return rv == CKR_OK ? object_unseal(m, object, all) : rv;
 }
 
-static CK_RV copy_object(struct module *m, struct session *s, CK_OBJECT_HANDLE from, const CK_ATTRIBUTE *given,
-                         CK_ULONG count, CK_OBJECT_HANDLE *handle) {
+static CK_RV copy_object(struct module *m, struct session *s, CK_OBJECT_HANDLE from,
+                         const CK_ATTRIBUTE *given, CK_ULONG count, CK_OBJECT_HANDLE *handle) {
     struct object *object = object_find(m, s, from);
     struct attributes all = {0};
     if (!object)
@@ -224,16 +227,16 @@ static CK_RV copy_object(struct module *m, struct session *s, CK_OBJECT_HANDLE f
     return object_publish(m, s, &all, handle);
 }
 
-CK_RV C_CopyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE_PTR attributes, CK_ULONG count,
-                   CK_OBJECT_HANDLE_PTR copy) {
+CK_RV C_CopyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE_PTR attributes,
+                   CK_ULONG count, CK_OBJECT_HANDLE_PTR copy) {
     SESSION_SHIM(C_CopyObject, (attributes || !count) && copy,
                  copy_object(call.module, s, object, attributes, count, copy));
 }
 
-/* The current version of an object that this session may change, found under token->lock when it is a token object,
- * so that no other thread or process changes it in between. */
-static CK_RV open_for_change(struct module *m, struct session *s, CK_OBJECT_HANDLE handle, struct write_lock *lock,
-                             struct object **object) {
+/* The current version of an object that this session may change, found under token->lock when it is a token
+ * object, so that no other thread or process changes it in between. */
+static CK_RV open_for_change(struct module *m, struct session *s, CK_OBJECT_HANDLE handle,
+                             struct write_lock *lock, struct object **object) {
     struct token *token = s->token;
     lock->fd = -1;
     *object = object_find(m, s, handle);
@@ -257,7 +260,8 @@ static CK_RV open_for_change(struct module *m, struct session *s, CK_OBJECT_HAND
     return rv == CKR_OK && !*object ? CKR_OBJECT_HANDLE_INVALID : rv;
 }
 
-static void close_after_change(struct session *s, struct write_lock *lock, bool current, struct object *object) {
+static void close_after_change(struct session *s, struct write_lock *lock, bool current,
+                               struct object *object) {
     if (lock->fd >= 0) {
         store_unlock(s->token, lock, current);
         pthread_mutex_unlock(&s->token->lock);
@@ -283,7 +287,8 @@ static CK_RV destroy_object(struct module *m, struct session *s, CK_OBJECT_HANDL
 }
 
 void object_discard(struct module *m, struct session *s, CK_OBJECT_HANDLE handle) {
-    destroy_object(m, s, handle); /* best effort, on the way out of a failure that is already being reported */
+    destroy_object(m, s,
+                   handle); /* best effort, on the way out of a failure that is already being reported */
 }
 
 CK_RV C_DestroyObject(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object) {
@@ -306,7 +311,7 @@ CK_RV C_GetObjectSize(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ULO
     SESSION_SHIM(C_GetObjectSize, size, get_object_size(call.module, s, object, size));
 }
 
-/* ---- attributes ---------------------------------------------------------------------------------------------------------- */
+/* ---- attributes ---- */
 
 static CK_RV give(const struct attribute *at, CK_ATTRIBUTE *wanted) {
     if (!wanted->pValue) {
@@ -323,8 +328,8 @@ static CK_RV give(const struct attribute *at, CK_ATTRIBUTE *wanted) {
     return CKR_OK;
 }
 
-static CK_RV get_attribute_value(struct module *m, struct session *s, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE *wanted,
-                                 CK_ULONG count) {
+static CK_RV get_attribute_value(struct module *m, struct session *s, CK_OBJECT_HANDLE handle,
+                                 CK_ATTRIBUTE *wanted, CK_ULONG count) {
     struct object *object = object_find(m, s, handle);
     struct attributes secrets = {0};
     if (!object)
@@ -361,8 +366,8 @@ CK_RV C_GetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK
                  get_attribute_value(call.module, s, object, attributes, count));
 }
 
-/* A new version of `object` with `all` as its attributes takes its place. Under the write lock if it is a token
- * object; token->lock is then held, so the sealing key is taken here and not through sealing_key(). */
+/* A new version of `object` with `all` as its attributes takes its place. Under the write lock if it is a
+ * token object; token->lock is then held, so the sealing key is taken here and not through sealing_key(). */
 static CK_RV replace(struct module *m, struct session *s, struct object *object, struct attributes *all) {
     struct attributes secrets = {0};
     struct object *next = object_new();
@@ -433,19 +438,21 @@ CK_RV C_SetAttributeValue(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK
                  set_attribute_value(call.module, s, object, attributes, count));
 }
 
-/* ---- finding --------------------------------------------------------------------------------------------------------------- */
+/* ---- finding ---- */
 
 static bool matches(const struct object *object, const CK_ATTRIBUTE *wanted, CK_ULONG count) {
     for (CK_ULONG i = 0; i < count; i++) {
         /* Secret values are not searched: an answer would tell whether a guess is right. */
         const struct attribute *at = attributes_find(&object->attributes, wanted[i].type);
-        if (!at || at->len != wanted[i].ulValueLen || (at->len && memcmp(at->value, wanted[i].pValue, at->len) != 0))
+        if (!at || at->len != wanted[i].ulValueLen ||
+            (at->len && memcmp(at->value, wanted[i].pValue, at->len) != 0))
             return false;
     }
     return true;
 }
 
-static CK_RV find_objects_init(struct module *m, struct session *s, const CK_ATTRIBUTE *wanted, CK_ULONG count) {
+static CK_RV find_objects_init(struct module *m, struct session *s, const CK_ATTRIBUTE *wanted,
+                               CK_ULONG count) {
     CK_RV rv = template_check(wanted, count);
     if (rv != CKR_OK)
         return rv;
@@ -468,7 +475,8 @@ static CK_RV find_objects_init(struct module *m, struct session *s, const CK_ATT
 }
 
 CK_RV C_FindObjectsInit(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes, CK_ULONG count) {
-    SESSION_SHIM(C_FindObjectsInit, attributes || !count, find_objects_init(call.module, s, attributes, count));
+    SESSION_SHIM(C_FindObjectsInit, attributes || !count,
+                 find_objects_init(call.module, s, attributes, count));
 }
 
 static CK_RV find_objects(struct session *s, CK_OBJECT_HANDLE *objects, CK_ULONG max, CK_ULONG *found) {
@@ -479,7 +487,8 @@ static CK_RV find_objects(struct session *s, CK_OBJECT_HANDLE *objects, CK_ULONG
     return CKR_OK;
 }
 
-CK_RV C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE_PTR objects, CK_ULONG max, CK_ULONG_PTR found) {
+CK_RV C_FindObjects(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE_PTR objects, CK_ULONG max,
+                    CK_ULONG_PTR found) {
     SESSION_SHIM(C_FindObjects, (objects || !max) && found, find_objects(s, objects, max, found));
 }
 

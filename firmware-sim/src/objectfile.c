@@ -5,8 +5,8 @@
  *     sealed_len u32, sealed[sealed_len]         (0: the object has no secret attributes)
  *     SHA-256 of all that precedes               (finds accidents; forgers are met by the seal)
  *
- * The seal is AES-256-GCM under the token's master key over the secret attributes, with everything in front of
- * sealed_len as associated data: who changes an attribute of a key on disk has a key that does not open.
+ * The seal is AES-256-GCM under the token's master key over the secret attributes, with everything in front
+ * of sealed_len as associated data: who changes an attribute of a key on disk has a key that does not open.
  */
 #include "bytes.h"
 #include "module.h"
@@ -89,7 +89,8 @@ struct object *object_decode(const uint8_t *bytes, size_t len, const uint8_t epo
     if (!object)
         return NULL;
     const uint8_t *head = read_bytes(&r, sizeof magic), *their_epoch = read_bytes(&r, EPOCH_LEN);
-    r.failed = r.failed || memcmp(head, magic, sizeof magic) != 0 || memcmp(their_epoch, epoch, EPOCH_LEN) != 0;
+    r.failed =
+        r.failed || memcmp(head, magic, sizeof magic) != 0 || memcmp(their_epoch, epoch, EPOCH_LEN) != 0;
     read_into(&r, object->id, sizeof object->id);
     object->revision = (uint32_t)read_uint(&r, 4);
     if (decode_attributes(&r, &object->attributes)) {
@@ -123,7 +124,8 @@ bool object_seal(struct object *object, const struct attributes *secrets, const 
         return true;
     encode_head(object, epoch, &head);
     encode_attributes(secrets, &plain);
-    bool good = !head.failed && !plain.failed && (object->sealed = malloc(plain.len + SEAL_OVERHEAD)) != NULL &&
+    bool good = !head.failed && !plain.failed &&
+                (object->sealed = malloc(plain.len + SEAL_OVERHEAD)) != NULL &&
                 seal(key, head.start, head.len, plain.start, plain.len, object->sealed);
     if (good)
         object->sealed_len = plain.len + SEAL_OVERHEAD;
@@ -132,8 +134,8 @@ bool object_seal(struct object *object, const struct attributes *secrets, const 
     return good;
 }
 
-bool object_open_seal(const struct object *object, const uint8_t epoch[EPOCH_LEN], const uint8_t key[MASTER_KEY_LEN],
-                      struct attributes *secrets) {
+bool object_open_seal(const struct object *object, const uint8_t epoch[EPOCH_LEN],
+                      const uint8_t key[MASTER_KEY_LEN], struct attributes *secrets) {
     if (!object->sealed)
         return true;
     if (object->sealed_len < SEAL_OVERHEAD)
@@ -142,7 +144,8 @@ bool object_open_seal(const struct object *object, const uint8_t epoch[EPOCH_LEN
     size_t len = object->sealed_len - SEAL_OVERHEAD;
     uint8_t *plain = malloc(len + 1);
     encode_head(object, epoch, &head);
-    bool good = plain && !head.failed && unseal(key, head.start, head.len, object->sealed, object->sealed_len, plain);
+    bool good =
+        plain && !head.failed && unseal(key, head.start, head.len, object->sealed, object->sealed_len, plain);
     struct reader r = {.at = plain, .left = len};
     good = good && decode_attributes(&r, secrets) && r.left == 0;
     if (plain)

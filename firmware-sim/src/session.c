@@ -1,11 +1,13 @@
-/* Session management: opening, closing, logging in. Login belongs to the token and the process, not to a session. */
+/* Session management: opening, closing, logging in. Login belongs to the token and the process, not to a
+ * session. */
 #include "module.h"
 
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Per process. Far beyond the sixty jobs a network HSM wants outstanding, and a bound on what a leak can eat. */
+/* Per process. Far beyond the sixty jobs a network HSM wants outstanding, and a bound on what a leak can eat.
+ */
 enum { SESSIONS_MAX = 16384 };
 
 struct session *session_find(struct module *m, CK_SESSION_HANDLE handle) {
@@ -71,7 +73,7 @@ static CK_RV open_session(struct module *m, CK_SLOT_ID slot, CK_FLAGS flags, CK_
     pthread_mutex_lock(&token->lock); /* so that a login cannot slip in between looking and counting */
     pthread_rwlock_wrlock(&m->tables);
     CK_RV rv = CKR_OK;
-    if (m->sessions.used - 0 >= SESSIONS_MAX && !m->sessions.free_head)
+    if (m->sessions.used >= SESSIONS_MAX && !m->sessions.free_head)
         rv = CKR_SESSION_COUNT;
     else if ((s->handle = handles_add(&m->sessions, s)) == CK_INVALID_HANDLE)
         rv = CKR_HOST_MEMORY;
@@ -181,25 +183,28 @@ CK_RV C_GetSessionInfo(CK_SESSION_HANDLE session, CK_SESSION_INFO_PTR info) {
     SESSION_SHIM(C_GetSessionInfo, info, get_session_info(s, info));
 }
 
-/* ---- login ---------------------------------------------------------------------------------------------------------- */
+/* ---- login ---- */
 
-static CK_RV login(struct module *m, struct session *s, CK_USER_TYPE user, const uint8_t *pin, size_t pin_len) {
+static CK_RV login(struct module *m, struct session *s, CK_USER_TYPE user, const uint8_t *pin,
+                   size_t pin_len) {
     struct token *token = s->token;
     if (user == CKU_CONTEXT_SPECIFIC)
-        return CKR_OPERATION_NOT_INITIALIZED; /* no key here asks for it (CKA_ALWAYS_AUTHENTICATE is refused) */
+        return CKR_OPERATION_NOT_INITIALIZED; /* no key here asks for it (CKA_ALWAYS_AUTHENTICATE is refused)
+                                               */
     if (user != CKU_SO && user != CKU_USER)
         return CKR_USER_TYPE_INVALID;
     enum login who = user == CKU_SO ? LOGIN_SO : LOGIN_USER;
     pthread_mutex_lock(&token->lock);
     CK_RV rv = CKR_OK;
-    if (token->login == (int)who)
+    pthread_rwlock_rdlock(&m->tables);
+    bool readers = token->sessions != token->rw_sessions;
+    pthread_rwlock_unlock(&m->tables);
+    if (who == LOGIN_SO && readers)
+        rv = CKR_SESSION_READ_ONLY_EXISTS;
+    else if (token->login == (int)who)
         rv = CKR_USER_ALREADY_LOGGED_IN;
     else if (token->login != LOGIN_NONE)
         rv = CKR_USER_ANOTHER_ALREADY_LOGGED_IN;
-    pthread_rwlock_rdlock(&m->tables);
-    if (rv == CKR_OK && who == LOGIN_SO && token->sessions != token->rw_sessions)
-        rv = CKR_SESSION_READ_ONLY_EXISTS;
-    pthread_rwlock_unlock(&m->tables);
     if (rv == CKR_OK)
         rv = token_login(token, who, pin, pin_len);
     if (rv == CKR_OK)
@@ -219,7 +224,8 @@ CK_RV C_LoginUser(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR_PTR 
                  username_len ? CKR_ARGUMENTS_BAD : login(call.module, s, user, pin, pin_len));
 }
 
-/* Wipe what the login opened, and end whatever still used it. Takes the sessions' locks: hold none of them. */
+/* Wipe what the login opened, and end whatever still used it. Takes the sessions' locks: hold none of them.
+ */
 void token_logout(struct module *m, struct token *token) {
     pthread_mutex_lock(&token->lock);
     token->login = LOGIN_NONE;
@@ -281,7 +287,7 @@ CK_RV C_Logout(CK_SESSION_HANDLE session) {
     SHIM(C_Logout, true, logout(call.module, session)); /* without the session's lock: see token_logout */
 }
 
-/* ---- operations ------------------------------------------------------------------------------------------------------ */
+/* ---- operations ---- */
 
 /* Under s->lock. */
 void session_cancel(struct session *s, CK_FLAGS flags) {

@@ -1,7 +1,7 @@
 /* Signing, and the operation that signing, verifying and their message forms share.
  *
- * A mechanism that hashes keeps a running digest; one that does not takes exactly one input. Either way the primitive
- * sees one short value. Before a signature leaves, it is traced; a fault may then befall it.
+ * A mechanism that hashes keeps a running digest; one that does not takes exactly one input. Either way the
+ * primitive sees one short value. Before a signature leaves, it is traced; a fault may then befall it.
  */
 #include "curve.h"
 #include "module.h"
@@ -13,10 +13,12 @@
 #include <string.h>
 #include <unistd.h>
 
-static const uint8_t default_id[16] = {'1', '2', '3', '4', '5', '6', '7', '8', '1', '2', '3', '4', '5', '6', '7', '8'};
+static const uint8_t default_id[16] = {'1', '2', '3', '4', '5', '6', '7', '8',
+                                       '1', '2', '3', '4', '5', '6', '7', '8'};
 
 /* Z = SM3(ENTL || ID || a || b || xG || yG || xA || yA), GB/T 32918.2, 5.5. */
-CK_RV signing_sm2_z(struct module *m, const uint8_t point[64], const uint8_t *id, size_t id_len, uint8_t z[32]) {
+CK_RV signing_sm2_z(struct module *m, const uint8_t point[64], const uint8_t *id, size_t id_len,
+                    uint8_t z[32]) {
     static const uint8_t curve[128] = {
         0xFF, 0xFF, 0xFF, 0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
         0xFF, 0xFF, 0xFF, 0xFF, 0x00, 0x00, 0x00, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFC,
@@ -33,14 +35,15 @@ CK_RV signing_sm2_z(struct module *m, const uint8_t point[64], const uint8_t *id
     uint8_t entl[2] = {(uint8_t)(id_len * 8 >> 8), (uint8_t)(id_len * 8)};
     EVP_MD_CTX *context = EVP_MD_CTX_new();
     bool good = context && EVP_DigestInit_ex2(context, m->digests[DIGEST_SM3], NULL) == 1 &&
-                EVP_DigestUpdate(context, entl, sizeof entl) == 1 && EVP_DigestUpdate(context, id, id_len) == 1 &&
-                EVP_DigestUpdate(context, curve, sizeof curve) == 1 && EVP_DigestUpdate(context, point, 64) == 1 &&
-                EVP_DigestFinal_ex(context, z, NULL) == 1;
+                EVP_DigestUpdate(context, entl, sizeof entl) == 1 &&
+                EVP_DigestUpdate(context, id, id_len) == 1 &&
+                EVP_DigestUpdate(context, curve, sizeof curve) == 1 &&
+                EVP_DigestUpdate(context, point, 64) == 1 && EVP_DigestFinal_ex(context, z, NULL) == 1;
     EVP_MD_CTX_free(context);
     return good ? CKR_OK : CKR_GENERAL_ERROR;
 }
 
-/* ---- the operation ---------------------------------------------------------------------------------------------------------- */
+/* ---- the operation ---- */
 
 void signing_end(struct signing *op) {
     if (!op->mechanism)
@@ -52,9 +55,11 @@ void signing_end(struct signing *op) {
     *op = (struct signing){0};
 }
 
-/* HMAC as a digest of its own would need a second context type; libcrypto's MAC through EVP_DigestSign serves both. */
+/* HMAC as a digest of its own would need a second context type; libcrypto's MAC through EVP_DigestSign serves
+ * both. */
 static CK_RV hmac_start(struct module *m, struct signing *op) {
-    EVP_PKEY *key = EVP_PKEY_new_raw_private_key_ex(NULL, "HMAC", NULL, op->material->secret, op->material->secret_len);
+    EVP_PKEY *key =
+        EVP_PKEY_new_raw_private_key_ex(NULL, "HMAC", NULL, op->material->secret, op->material->secret_len);
     op->digest = EVP_MD_CTX_new();
     bool good = key && op->digest &&
                 EVP_DigestSignInit(op->digest, NULL, m->digests[op->mechanism->digest], NULL, key) == 1;
@@ -81,6 +86,11 @@ CK_RV signing_restart(struct module *m, struct signing *op) {
 
 CK_RV signing_begin(struct module *m, struct session *s, struct signing *op, const CK_MECHANISM *given,
                     CK_OBJECT_HANDLE key, CK_FLAGS use) {
+    if (!given) { /* 3.0: an initialisation without a mechanism cancels the operation */
+        CK_RV cancelled = op->mechanism ? CKR_OK : CKR_ARGUMENTS_BAD;
+        signing_end(op);
+        return cancelled;
+    }
     if (op->mechanism)
         return CKR_OPERATION_ACTIVE;
     struct signing next = {.mechanism = mechanism_find(given->mechanism, use)};
@@ -121,12 +131,14 @@ CK_RV signing_update(struct module *m, struct signing *op, const uint8_t *in, si
         return CKR_FUNCTION_NOT_SUPPORTED; /* a mechanism of one part: the caller hashes */
     op->updated = true;
     bool hmac = op->mechanism->scheme == SCHEME_HMAC;
-    bool good = !len || (hmac ? EVP_DigestSignUpdate(op->digest, in, len) : EVP_DigestUpdate(op->digest, in, len)) == 1;
+    bool good = !len || (hmac ? EVP_DigestSignUpdate(op->digest, in, len)
+                              : EVP_DigestUpdate(op->digest, in, len)) == 1;
     return good ? CKR_OK : CKR_GENERAL_ERROR;
 }
 
 /* What the primitive gets: the digest, or the caller's own value. */
-CK_RV signing_input(struct signing *op, const uint8_t *in, size_t len, uint8_t value[SIGNING_INPUT_MAX], size_t *value_len) {
+CK_RV signing_input(struct signing *op, const uint8_t *in, size_t len, uint8_t value[SIGNING_INPUT_MAX],
+                    size_t *value_len) {
     unsigned digest_len = 0;
     if (op->mechanism->digest != DIGEST_NONE) {
         if (len && EVP_DigestUpdate(op->digest, in, len) != 1)
@@ -136,7 +148,8 @@ CK_RV signing_input(struct signing *op, const uint8_t *in, size_t len, uint8_t v
         *value_len = digest_len;
         return CKR_OK;
     }
-    size_t modulus_len = op->mechanism->family == FAMILY_RSA ? (size_t)EVP_PKEY_get_size(op->material->pkey) : 0;
+    size_t modulus_len =
+        op->mechanism->family == FAMILY_RSA ? (size_t)EVP_PKEY_get_size(op->material->pkey) : 0;
     switch (op->mechanism->scheme) {
     case SCHEME_SM2:
         if (len != 32)
@@ -179,7 +192,8 @@ static bool primitive_sign(struct module *m, const struct signing *op, const uin
     bool rsa = op->mechanism->family == FAMILY_RSA;
     size_t len = rsa ? (size_t)EVP_PKEY_get_size(op->material->pkey) : sizeof der;
     EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_pkey(NULL, op->material->pkey, NULL);
-    bool good = context && EVP_PKEY_sign_init(context) == 1 && (!rsa || signing_rsa_settings(m, op, context)) &&
+    bool good = context && EVP_PKEY_sign_init(context) == 1 &&
+                (!rsa || signing_rsa_settings(m, op, context)) &&
                 EVP_PKEY_sign(context, rsa ? out : der, &len, value, value_len) == 1 &&
                 (rsa || curve_signature_from_der(der, len, out));
     EVP_PKEY_CTX_free(context);
@@ -244,8 +258,8 @@ CK_RV signing_compute(struct module *m, struct signing *op, const uint8_t *in, s
     if (rv == CKR_OK) {
         const struct attribute *id = attributes_find(&op->key->attributes, CKA_ID);
         /* A signature that cannot be traced does not leave. */
-        if (!trace_signatures(&m->trace, id ? id->value : NULL, id ? id->len : 0, op->mechanism->type, value, value_len,
-                              1))
+        if (!trace_signatures(&m->trace, id ? id->value : NULL, id ? id->len : 0, op->mechanism->type, value,
+                              value_len, 1))
             rv = CKR_DEVICE_ERROR;
     }
     if (rv == CKR_OK)
@@ -257,7 +271,7 @@ CK_RV signing_compute(struct module *m, struct signing *op, const uint8_t *in, s
     return rv;
 }
 
-/* ---- C_Sign and its parts -------------------------------------------------------------------------------------------------------- */
+/* ---- C_Sign and its parts ---- */
 
 /* Length queries and short buffers leave the operation as it is; everything else ends it. */
 static CK_RV room_for(const struct signing *op, const uint8_t *out, CK_ULONG *out_len, bool *query) {
@@ -268,7 +282,8 @@ static CK_RV room_for(const struct signing *op, const uint8_t *out, CK_ULONG *ou
     return rv;
 }
 
-static CK_RV sign(struct module *m, struct session *s, const uint8_t *in, size_t len, uint8_t *out, CK_ULONG *out_len) {
+static CK_RV sign(struct module *m, struct session *s, const uint8_t *in, size_t len, uint8_t *out,
+                  CK_ULONG *out_len) {
     bool query;
     if (!s->sign.mechanism)
         return CKR_OPERATION_NOT_INITIALIZED;
@@ -283,10 +298,11 @@ static CK_RV sign(struct module *m, struct session *s, const uint8_t *in, size_t
 }
 
 CK_RV C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_SignInit, mechanism, signing_begin(call.module, s, &s->sign, mechanism, key, CKF_SIGN));
+    SESSION_SHIM(C_SignInit, true, signing_begin(call.module, s, &s->sign, mechanism, key, CKF_SIGN));
 }
 
-CK_RV C_Sign(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_Sign(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
+             CK_ULONG_PTR out_len) {
     SESSION_SHIM(C_Sign, (in || !in_len) && out_len, sign(call.module, s, in, in_len, out, out_len));
 }
 
@@ -328,7 +344,8 @@ CK_RV C_SignRecoverInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, C
     SESSION_SHIM(C_SignRecoverInit, mechanism, CKR_FUNCTION_NOT_SUPPORTED);
 }
 
-CK_RV C_SignRecover(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
+CK_RV C_SignRecover(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR out,
+                    CK_ULONG_PTR out_len) {
     (void)in, (void)in_len, (void)out, (void)out_len;
     SESSION_SHIM(C_SignRecover, true, CKR_FUNCTION_NOT_SUPPORTED);
 }

@@ -12,9 +12,10 @@
 #include <time.h>
 
 enum {
-    SLOTS_MAX = 1024,              /* a rack has dozens */
-    PIN_LEN_MIN = 4, PIN_LEN_MAX = 255,
-    PIN_FAILURES_LOW = 3,          /* tries left at which the token says "count low" */
+    SLOTS_MAX = 1024, /* a rack has dozens */
+    PIN_LEN_MIN = 4,
+    PIN_LEN_MAX = 255,
+    PIN_FAILURES_LOW = 3, /* tries left at which the token says "count low" */
 };
 
 struct token *token_find(struct module *m, CK_SLOT_ID slot) {
@@ -48,7 +49,10 @@ static void add_slot(struct module *m, CK_SLOT_ID slot) {
         return;
     struct token *token = token_new(m, slot);
     pthread_rwlock_wrlock(&m->tables);
-    struct token **grown = token ? realloc(m->tokens, (m->token_count + 1) * sizeof *grown) : NULL;
+    bool there = false; /* another thread may have looked at the same moment */
+    for (size_t i = 0; i < m->token_count; i++)
+        there |= m->tokens[i]->slot == slot;
+    struct token **grown = token && !there ? realloc(m->tokens, (m->token_count + 1) * sizeof *grown) : NULL;
     if (grown) {
         m->tokens = grown;
         m->tokens[m->token_count++] = token;
@@ -81,10 +85,10 @@ void tokens_refresh(struct module *m) {
     if (listing)
         closedir(listing);
     add_slot(m, next);
-    for (size_t i = 0; i < m->token_count; i++) {
-        struct token *token = m->tokens[i];
+    for (CK_SLOT_ID slot = 0; slot <= next; slot++) {
+        struct token *token = token_find(m, slot);
         struct token_record record;
-        if (token->initialised)
+        if (!token || token->initialised)
             continue;
         pthread_mutex_lock(&token->lock);
         if (token_read_record(token, &record) == CKR_OK) {
@@ -111,15 +115,14 @@ void tokens_free(struct module *m) {
 static CK_RV get_slot_list(struct module *m, bool out, CK_SLOT_ID *slots, CK_ULONG *count) {
     if (!slots)
         tokens_refresh(m); /* the standard: slots may appear only between a call with NULL and the next */
+    pthread_rwlock_rdlock(&m->tables);
     CK_ULONG room = *count, there = out ? 0 : m->token_count;
     *count = there;
-    if (!slots)
-        return CKR_OK;
-    if (room < there)
-        return CKR_BUFFER_TOO_SMALL;
-    for (CK_ULONG i = 0; i < there; i++)
+    CK_RV rv = slots && room < there ? CKR_BUFFER_TOO_SMALL : CKR_OK;
+    for (CK_ULONG i = 0; slots && rv == CKR_OK && i < there; i++)
         slots[i] = m->tokens[i]->slot;
-    return CKR_OK;
+    pthread_rwlock_unlock(&m->tables);
+    return rv;
 }
 
 CK_RV C_GetSlotList(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR count) {
@@ -151,10 +154,12 @@ CK_RV C_GetSlotInfo(CK_SLOT_ID slot, CK_SLOT_INFO_PTR info) {
     SHIM(C_GetSlotInfo, info, get_slot_info(call.module, call.token_out, slot, info));
 }
 
-static CK_FLAGS pin_flags(const struct token_record *record, int role, CK_FLAGS low, CK_FLAGS final, CK_FLAGS locked) {
+static CK_FLAGS pin_flags(const struct token_record *record, int role, CK_FLAGS low, CK_FLAGS final,
+                          CK_FLAGS locked) {
     uint32_t failures = record->pin[role].failures, max = record->max_failures[role];
     uint32_t left = failures < max ? max - failures : 0;
-    return (failures && left <= PIN_FAILURES_LOW && left ? low : 0) | (left == 1 ? final : 0) | (left == 0 ? locked : 0);
+    return (failures && left <= PIN_FAILURES_LOW && left ? low : 0) | (left == 1 ? final : 0) |
+           (left == 0 ? locked : 0);
 }
 
 static CK_RV get_token_info(struct module *m, CK_SLOT_ID slot, CK_TOKEN_INFO *info) {
@@ -175,8 +180,8 @@ static CK_RV get_token_info(struct module *m, CK_SLOT_ID slot, CK_TOKEN_INFO *in
         memcpy(info->serialNumber, record.serial, sizeof info->serialNumber);
         info->flags |= CKF_TOKEN_INITIALIZED;
         if (record.pin[1].set)
-            info->flags |= CKF_USER_PIN_INITIALIZED |
-                           pin_flags(&record, 1, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED);
+            info->flags |= CKF_USER_PIN_INITIALIZED | pin_flags(&record, 1, CKF_USER_PIN_COUNT_LOW,
+                                                                CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_LOCKED);
         info->flags |= pin_flags(&record, 0, CKF_SO_PIN_COUNT_LOW, CKF_SO_PIN_FINAL_TRY, CKF_SO_PIN_LOCKED);
     }
     pthread_mutex_unlock(&token->lock);
@@ -187,8 +192,8 @@ static CK_RV get_token_info(struct module *m, CK_SLOT_ID slot, CK_TOKEN_INFO *in
     info->ulMaxSessionCount = info->ulMaxRwSessionCount = CK_EFFECTIVELY_INFINITE;
     info->ulMinPinLen = PIN_LEN_MIN;
     info->ulMaxPinLen = PIN_LEN_MAX;
-    info->ulTotalPublicMemory = info->ulFreePublicMemory = info->ulTotalPrivateMemory = info->ulFreePrivateMemory =
-        CK_UNAVAILABLE_INFORMATION;
+    info->ulTotalPublicMemory = info->ulFreePublicMemory = info->ulTotalPrivateMemory =
+        info->ulFreePrivateMemory = CK_UNAVAILABLE_INFORMATION;
     info->firmwareVersion = info->hardwareVersion = (CK_VERSION){0, 1};
     memset(info->utcTime, ' ', sizeof info->utcTime); /* no clock on the token */
     return rv;
@@ -216,7 +221,8 @@ CK_RV C_GetMechanismList(CK_SLOT_ID slot, CK_MECHANISM_TYPE_PTR list, CK_ULONG_P
     SHIM(C_GetMechanismList, count, get_mechanism_list(call.module, slot, list, count));
 }
 
-static CK_RV get_mechanism_info(struct module *m, CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO *info) {
+static CK_RV get_mechanism_info(struct module *m, CK_SLOT_ID slot, CK_MECHANISM_TYPE type,
+                                CK_MECHANISM_INFO *info) {
     const struct mechanism *mechanism = mechanism_find(type, 0);
     if (!token_find(m, slot))
         return CKR_SLOT_ID_INVALID;
@@ -230,7 +236,8 @@ CK_RV C_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_I
     SHIM(C_GetMechanismInfo, info, get_mechanism_info(call.module, slot, type, info));
 }
 
-static CK_RV init_token(struct module *m, CK_SLOT_ID slot, const uint8_t *pin, size_t pin_len, const uint8_t *label) {
+static CK_RV init_token(struct module *m, CK_SLOT_ID slot, const uint8_t *pin, size_t pin_len,
+                        const uint8_t *label) {
     struct token *token = token_find(m, slot);
     if (!token)
         return CKR_SLOT_ID_INVALID;
@@ -257,7 +264,8 @@ static CK_RV init_pin(struct session *s, const uint8_t *pin, size_t pin_len) {
     if (pin_len < PIN_LEN_MIN || pin_len > PIN_LEN_MAX)
         return CKR_PIN_LEN_RANGE;
     pthread_mutex_lock(&s->token->lock);
-    CK_RV rv = s->token->login == LOGIN_SO ? token_set_user_pin(s->token, pin, pin_len) : CKR_USER_NOT_LOGGED_IN;
+    CK_RV rv =
+        s->token->login == LOGIN_SO ? token_set_user_pin(s->token, pin, pin_len) : CKR_USER_NOT_LOGGED_IN;
     pthread_mutex_unlock(&s->token->lock);
     return rv;
 }

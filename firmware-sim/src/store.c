@@ -3,12 +3,12 @@
  *     <tokens>/<slot>/token            PINs and label (token.c)
  *     <tokens>/<slot>/<id>.<rev>.obj   one token object: 16 hex digits, 8 hex digits
  *     <tokens>/<slot>/lock             flock(2): one writer at a time, over all processes
- *     <tokens>/<slot>/generation       8 bytes shared by mmap, no durable state: odd while a writer is at work
- *     <tokens>/<slot>/.tmp-*           a file being written; rubbish once its writer is dead
+ *     <tokens>/<slot>/generation       8 bytes shared by mmap, no durable state: odd while a writer is at
+ * work <tokens>/<slot>/.tmp-*           a file being written; rubbish once its writer is dead
  *
- * A file is written under a temporary name, synced, renamed, and the directory synced: a crash at any moment leaves
- * the old file or the new one. A changed object gets the next revision and its old file is removed afterwards; where
- * a crash leaves both, the higher revision holds.
+ * A file is written under a temporary name, synced, renamed, and the directory synced: a crash at any moment
+ * leaves the old file or the new one. A changed object gets the next revision and its old file is removed
+ * afterwards; where a crash leaves both, the higher revision holds.
  */
 #include "bytes.h"
 #include "module.h"
@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { OBJECT_NAME_LEN = 16 + 1 + 8 + 4, OBJECT_FILE_MAX = 1 << 20 /* data objects are no file store */ };
+enum { OBJECT_NAME_LEN = 16 + 1 + 8 + 4, OBJECT_FILE_MAX = 1 << 23 /* data objects are no file store */ };
 
 static bool join(char *path, size_t room, const char *directory, const char *name) {
     int len = snprintf(path, room, "%s/%s", directory, name);
@@ -59,7 +59,8 @@ bool store_write_file(const char *directory, const char *name, const uint8_t *by
     uint64_t number;
     memcpy(&number, unique, sizeof number);
     snprintf(temporary_name, sizeof temporary_name, ".tmp-%016llx", (unsigned long long)number);
-    if (!join(temporary, sizeof temporary, directory, temporary_name) || !join(path, sizeof path, directory, name))
+    if (!join(temporary, sizeof temporary, directory, temporary_name) ||
+        !join(path, sizeof path, directory, name))
         return false;
     int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
@@ -83,7 +84,8 @@ bool store_read_file(const char *directory, const char *name, size_t max_len, ui
     int fd = join(path, sizeof path, directory, name) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd < 0)
         return false;
-    bool good = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size >= 0 && (size_t)info.st_size <= max_len;
+    bool good = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size >= 0 &&
+                (size_t)info.st_size <= max_len;
     size_t size = good ? (size_t)info.st_size : 0;
     good = good && (*bytes = malloc(size + 1)) != NULL;
     for (*len = 0; good && *len < size;) {
@@ -106,7 +108,7 @@ bool store_remove_file(const char *directory, const char *name) {
     return join(path, sizeof path, directory, name) && (unlink(path) == 0 || errno == ENOENT);
 }
 
-/* ---- the generation ---------------------------------------------------------------------------------------------- */
+/* ---- the generation ---- */
 
 static _Atomic uint64_t *generation_of(const struct token *token) {
     return atomic_load_explicit(&token->generation, memory_order_acquire);
@@ -123,7 +125,8 @@ bool store_open(struct token *token) {
     if (fd < 0)
         return false;
     struct stat info;
-    bool good = fstat(fd, &info) == 0 && (info.st_size == sizeof(uint64_t) || ftruncate(fd, sizeof(uint64_t)) == 0);
+    bool good =
+        fstat(fd, &info) == 0 && (info.st_size == sizeof(uint64_t) || ftruncate(fd, sizeof(uint64_t)) == 0);
     void *map = good ? mmap(NULL, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     close(fd);
     if (map == MAP_FAILED)
@@ -149,7 +152,9 @@ static void remove_temporaries(const char *directory) {
 
 CK_RV store_lock(struct token *token, struct write_lock *lock) {
     char path[4200];
-    lock->fd = join(path, sizeof path, token->directory, "lock") ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+    lock->fd = join(path, sizeof path, token->directory, "lock")
+                   ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600)
+                   : -1;
     if (lock->fd < 0 || !store_open(token))
         goto failed;
     while (flock(lock->fd, LOCK_EX) != 0)
@@ -177,7 +182,7 @@ void store_unlock(struct token *token, struct write_lock *lock, bool we_are_curr
     close(lock->fd); /* releases the flock */
 }
 
-/* ---- objects ------------------------------------------------------------------------------------------------------ */
+/* ---- objects ---- */
 
 static void object_name(const struct object *object, uint32_t revision, char name[OBJECT_NAME_LEN + 1]) {
     for (size_t i = 0; i < sizeof object->id; i++)
@@ -205,8 +210,9 @@ CK_RV store_save_object(struct token *token, struct object *object, uint32_t rep
 CK_RV store_delete_object(struct token *token, const struct object *object) {
     char name[OBJECT_NAME_LEN + 1];
     object_name(object, object->revision, name);
-    return store_remove_file(token->directory, name) && store_sync_directory(token->directory) ? CKR_OK
-                                                                                              : CKR_DEVICE_ERROR;
+    return store_remove_file(token->directory, name) && store_sync_directory(token->directory)
+               ? CKR_OK
+               : CKR_DEVICE_ERROR;
 }
 
 struct listed {
@@ -232,7 +238,8 @@ static bool name_read(const char *name, struct listed *out) {
         bytes[i] = (uint8_t)(high << 4 | low);
     }
     memcpy(out->id, bytes, 8);
-    out->revision = (uint32_t)bytes[8] << 24 | (uint32_t)bytes[9] << 16 | (uint32_t)bytes[10] << 8 | bytes[11];
+    out->revision =
+        (uint32_t)bytes[8] << 24 | (uint32_t)bytes[9] << 16 | (uint32_t)bytes[10] << 8 | bytes[11];
     out->known = false;
     out->loaded = NULL;
     return true;
@@ -243,7 +250,9 @@ static int by_id(const void *a, const void *b) {
     int order = memcmp(x->id, y->id, sizeof x->id);
     if (order)
         return order;
-    return x->revision < y->revision ? 1 : x->revision > y->revision ? -1 : 0; /* the highest revision first */
+    return x->revision < y->revision   ? 1
+           : x->revision > y->revision ? -1
+                                       : 0; /* the highest revision first */
 }
 
 static bool list_objects(const char *directory, struct listed **list, size_t *count) {
@@ -315,7 +324,8 @@ static bool is_token_object(const struct object *object, const struct token *tok
     return object && !object->owner && object->slot == token->slot;
 }
 
-/* Make our tables show the directory, if somebody has written since we last looked. Called under token->lock. */
+/* Make our tables show the directory, if somebody has written since we last looked. Called under token->lock.
+ */
 void store_synchronise(struct module *m, struct token *token) {
     if (!token->initialised || !store_open(token))
         return;
@@ -338,8 +348,8 @@ void store_synchronise(struct module *m, struct token *token) {
         free(list);
         return;
     }
-    /* Token objects of this token change under token->lock only, which we hold: look first, load without a lock on
-     * the tables (others are signing), publish at the end. */
+    /* Token objects of this token change under token->lock only, which we hold: look first, load without a
+     * lock on the tables (others are signing), publish at the end. */
     pthread_rwlock_rdlock(&m->tables);
     for (uint32_t i = 0; i < m->objects.used; i++) {
         const struct object *object = m->objects.entry[i].item;
@@ -366,7 +376,8 @@ void store_synchronise(struct module *m, struct token *token) {
         object_release(object);
     }
     for (size_t i = 0; i < count; i++)
-        if (list[i].loaded && (list[i].loaded->handle = handles_add(&m->objects, list[i].loaded)) == CK_INVALID_HANDLE)
+        if (list[i].loaded &&
+            (list[i].loaded->handle = handles_add(&m->objects, list[i].loaded)) == CK_INVALID_HANDLE)
             object_release(list[i].loaded);
     pthread_rwlock_unlock(&m->tables);
     free(list);
@@ -374,7 +385,8 @@ void store_synchronise(struct module *m, struct token *token) {
     token->loaded = true;
 }
 
-/* Remove the objects of an earlier life of the token. Leaving some behind is harmless: their epoch is another. */
+/* Remove the objects of an earlier life of the token. Leaving some behind is harmless: their epoch is
+ * another. */
 void store_remove_rubbish(const struct token *token) {
     struct listed *list;
     size_t count;
@@ -411,8 +423,8 @@ CK_RV store_check_epoch(const struct token *token) {
     return memcmp(record.epoch, token->epoch, EPOCH_LEN) == 0 ? CKR_OK : CKR_DEVICE_REMOVED;
 }
 
-/* Has another process changed or destroyed this object? One atomic load where nobody has written since we looked, one
- * system call where somebody has; cheap enough for every C_SignInit. */
+/* Has another process changed or destroyed this object? One atomic load where nobody has written since we
+ * looked, one system call where somebody has; cheap enough for every C_SignInit. */
 bool store_still_there(const struct token *token, const struct object *object) {
     _Atomic uint64_t *generation = generation_of(token);
     if (object->owner || (generation && atomic_load(generation) == atomic_load(&token->seen)))

@@ -1,8 +1,9 @@
-/* The rules for attributes, as one table: which object has which, who may give it when, what it is by default.
+/* The rules for attributes, as one table: which object has which, who may give it when, what it is by
+ * default.
  *
- * A template is foreign input: its types, lengths and values are checked here and nowhere else. Attributes that
- * guard a key only tighten: SENSITIVE and WRAP_WITH_TRUSTED only rise, EXTRACTABLE, COPYABLE and DESTROYABLE only
- * fall, in C_SetAttributeValue and in C_CopyObject alike.
+ * A template is foreign input: its types, lengths and values are checked here and nowhere else. Attributes
+ * that guard a key only tighten: SENSITIVE and WRAP_WITH_TRUSTED only rise, EXTRACTABLE, COPYABLE and
+ * DESTROYABLE only fall, in C_SetAttributeValue and in C_CopyObject alike.
  */
 #include "curve.h"
 #include "module.h"
@@ -13,23 +14,47 @@ enum kind { BOOLEAN, NUMBER, BYTES, DATE, NUMBERS };
 
 /* The forms an object can take. */
 enum {
-    F_DATA = 1, F_CERT = 2, F_PUB_RSA = 4, F_PUB_EC = 8, F_PRIV_RSA = 16, F_PRIV_EC = 32, F_SECRET = 64,
-    F_PUB = F_PUB_RSA | F_PUB_EC, F_PRIV = F_PRIV_RSA | F_PRIV_EC, F_KEY = F_PUB | F_PRIV | F_SECRET,
-    F_GUARDED = F_PRIV | F_SECRET, F_ALL = F_DATA | F_CERT | F_KEY,
+    F_DATA = 1,
+    F_CERT = 2,
+    F_PUB_RSA = 4,
+    F_PUB_EC = 8,
+    F_PRIV_RSA = 16,
+    F_PRIV_EC = 32,
+    F_SECRET = 64,
+    F_PUB = F_PUB_RSA | F_PUB_EC,
+    F_PRIV = F_PRIV_RSA | F_PRIV_EC,
+    F_KEY = F_PUB | F_PRIV | F_SECRET,
+    F_GUARDED = F_PRIV | F_SECRET,
+    F_ALL = F_DATA | F_CERT | F_KEY,
 };
 
 enum {
-    CREATE = 1, GENERATE = 2, UNWRAP = 4,      /* may stand in the template of ... */
+    /* May stand in the template of C_CreateObject, of generation, of C_UnwrapKey. */
+    CREATE = 1,
+    GENERATE = 2,
+    UNWRAP = 4,
     GIVEN = CREATE | GENERATE | UNWRAP,
-    MUST_CREATE = 8, MUST_GENERATE = 16,       /* must */
-    COPY = 32, SET = 64,                       /* may be changed by ... */
-    RISES = 128, FALLS = 256,                  /* and only from false to true, from true to false */
-    SECRET = 512,                              /* lies in the sealed part */
-    OFFICER = 1024,                            /* true only from the security officer */
-    NEVER_TRUE = 2048,                         /* not implemented, so true is refused */
+    /* Must stand there. */
+    MUST_CREATE = 8,
+    MUST_GENERATE = 16,
+    /* May be changed by C_CopyObject, by C_SetAttributeValue; and then only upwards, only downwards. */
+    COPY = 32,
+    SET = 64,
+    RISES = 128,
+    FALLS = 256,
+    SECRET = 512,      /* lies in the sealed part */
+    OFFICER = 1024,    /* true only from the security officer */
+    NEVER_TRUE = 2048, /* not implemented, so true is refused */
 };
 
-enum otherwise { NO_DEFAULT, EMPTY, IS_FALSE, IS_TRUE, ZERO, IF_GUARDED /* true for private and secret keys */ };
+enum otherwise {
+    NO_DEFAULT,
+    EMPTY,
+    IS_FALSE,
+    IS_TRUE,
+    ZERO,
+    IF_GUARDED /* true for private and secret keys */
+};
 
 struct rule {
     CK_ATTRIBUTE_TYPE type;
@@ -128,7 +153,10 @@ static unsigned form_of(CK_OBJECT_CLASS class, CK_KEY_TYPE key_type) {
     case CKO_PRIVATE_KEY:
         return rsa ? F_PRIV_RSA : ec ? F_PRIV_EC : 0;
     case CKO_SECRET_KEY:
-        return key_type == CKK_AES || key_type == CKK_SM4 || key_type == CKK_GENERIC_SECRET ? F_SECRET : 0;
+        return key_type == CKK_AES || key_type == CKK_SM4 || key_type == CKK_GENERIC_SECRET ||
+                       (key_type >= CKK_SHA256_HMAC && key_type <= CKK_SHA512_HMAC)
+                   ? F_SECRET
+                   : 0;
     default:
         return 0;
     }
@@ -159,9 +187,9 @@ bool attribute_is_secret(CK_OBJECT_CLASS class, bool private_object, CK_ATTRIBUT
     return false;
 }
 
-/* ---- shape: what holds for any template ----------------------------------------------------------------------------- */
+/* ---- shape: what holds for any template ---- */
 
-enum { VALUE_LEN_MAX = 1 << 19 /* half an object file */, ATTRIBUTES_GIVEN_MAX = 256 };
+enum { VALUE_LEN_MAX = 1 << 22 /* half an object file */, ATTRIBUTES_GIVEN_MAX = 256 };
 
 static bool date_good(const uint8_t *date, size_t len) {
     for (size_t i = 0; i < len; i++)
@@ -202,7 +230,7 @@ CK_RV template_check(const CK_ATTRIBUTE *given, CK_ULONG count) {
     return CKR_OK;
 }
 
-/* ---- making ---------------------------------------------------------------------------------------------------------- */
+/* ---- making ---- */
 
 static bool put_default(const struct rule *rule, unsigned form, struct attributes *result) {
     switch (rule->otherwise) {
@@ -221,9 +249,10 @@ static bool put_default(const struct rule *rule, unsigned form, struct attribute
     return false;
 }
 
-CK_RV template_build(enum origin origin, CK_OBJECT_CLASS class, CK_KEY_TYPE key_type, const CK_ATTRIBUTE *given,
-                     CK_ULONG count, struct attributes *result) {
-    static const unsigned may[] = {[ORIGIN_CREATE] = CREATE, [ORIGIN_GENERATE] = GENERATE, [ORIGIN_UNWRAP] = UNWRAP};
+CK_RV template_build(enum origin origin, CK_OBJECT_CLASS class, CK_KEY_TYPE key_type,
+                     const CK_ATTRIBUTE *given, CK_ULONG count, struct attributes *result) {
+    static const unsigned may[] = {
+        [ORIGIN_CREATE] = CREATE, [ORIGIN_GENERATE] = GENERATE, [ORIGIN_UNWRAP] = UNWRAP};
     static const unsigned must[] = {[ORIGIN_CREATE] = MUST_CREATE, [ORIGIN_GENERATE] = MUST_GENERATE};
     unsigned form = form_of(class, key_type), must_now = origin == ORIGIN_UNWRAP ? 0 : must[origin];
     CK_RV rv = template_check(given, count);
@@ -259,7 +288,7 @@ CK_RV template_build(enum origin origin, CK_OBJECT_CLASS class, CK_KEY_TYPE key_
     return CKR_OK;
 }
 
-/* ---- changing --------------------------------------------------------------------------------------------------------- */
+/* ---- changing ---- */
 
 CK_RV template_change(const struct attributes *current, bool copying, bool officer, const CK_ATTRIBUTE *given,
                       CK_ULONG count, struct attributes *result) {

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-int timing_start(struct timing *timing, unsigned long service_us, unsigned long engines, unsigned long round_trip_us) {
+int timing_start(struct timing *timing, unsigned long service_us, unsigned long engines,
+                 unsigned long round_trip_us) {
     timing->service_ns = service_us * 1000UL;
     timing->round_trip_ns = round_trip_us * 1000UL;
     timing->engines = engines;

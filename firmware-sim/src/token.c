@@ -7,8 +7,8 @@
  *     SHA-256 of all that precedes (finds accidents)
  *
  * wrapped = AES-256-GCM(key: scrypt(PIN, salt, N = 2^kdf_log2n, r = 8, p = 1), plaintext: master key,
- * associated data: epoch, serial, role). Each role wraps the same master key, so the officer can give the user a new
- * PIN without knowing the old one.
+ * associated data: epoch, serial, role). Each role wraps the same master key, so the officer can give the
+ * user a new PIN without knowing the old one.
  *
  * A guess is counted, on disk and synced, before its answer exists: who cuts the power has lost the guess.
  */
@@ -89,10 +89,10 @@ static CK_RV write_record(const char *directory, const struct token_record *reco
     return good ? CKR_OK : CKR_DEVICE_ERROR;
 }
 
-/* ---- sealing ------------------------------------------------------------------------------------------------------ */
+/* ---- sealing ---- */
 
-bool seal(const uint8_t key[MASTER_KEY_LEN], const uint8_t *aad, size_t aad_len, const uint8_t *plain, size_t len,
-          uint8_t *sealed) {
+bool seal(const uint8_t key[MASTER_KEY_LEN], const uint8_t *aad, size_t aad_len, const uint8_t *plain,
+          size_t len, uint8_t *sealed) {
     int done, rest;
     EVP_CIPHER_CTX *context = EVP_CIPHER_CTX_new();
     /* Nonces are random: 2^32 seals under one key are out of reach of a simulator's disk. */
@@ -116,7 +116,8 @@ bool unseal(const uint8_t key[MASTER_KEY_LEN], const uint8_t *aad, size_t aad_le
     bool good = context && EVP_DecryptInit_ex(context, EVP_aes_256_gcm(), NULL, key, sealed) == 1 &&
                 EVP_DecryptUpdate(context, NULL, &done, aad, (int)aad_len) == 1 &&
                 EVP_DecryptUpdate(context, plain, &done, sealed + NONCE_LEN, (int)len) == 1 &&
-                EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_GCM_SET_TAG, TAG_LEN, (void *)(sealed + NONCE_LEN + len)) == 1 &&
+                EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_GCM_SET_TAG, TAG_LEN,
+                                    (void *)(sealed + NONCE_LEN + len)) == 1 &&
                 EVP_DecryptFinal_ex(context, plain + done, &rest) == 1;
     EVP_CIPHER_CTX_free(context);
     if (!good)
@@ -150,8 +151,8 @@ static bool pin_wrap(struct token_record *record, int role, const uint8_t *pin, 
 }
 
 /* Open the master key with a PIN, counting the attempt. Under the store's lock. */
-static CK_RV pin_open(struct token *token, struct token_record *record, int role, const uint8_t *pin, size_t pin_len,
-                      uint8_t master[MASTER_KEY_LEN]) {
+static CK_RV pin_open(struct token *token, struct token_record *record, int role, const uint8_t *pin,
+                      size_t pin_len, uint8_t master[MASTER_KEY_LEN]) {
     struct pin_record *from = &record->pin[role];
     uint8_t key[32], aad[EPOCH_LEN + 17];
     if (!from->set)
@@ -162,8 +163,8 @@ static CK_RV pin_open(struct token *token, struct token_record *record, int role
     CK_RV rv = write_record(token->directory, record);
     if (rv != CKR_OK)
         return rv;
-    /* From here on the attempt is on disk. A crash before the answer costs the holder one attempt, never the token:
-     * the next success sets the counter back. */
+    /* From here on the attempt is on disk. A crash before the answer costs the holder one attempt, never the
+     * token: the next success sets the counter back. */
     wrap_aad(record, role, aad);
     bool opened = pin_key(record, from->salt, pin, pin_len, key) &&
                   unseal(key, aad, sizeof aad, from->wrapped, sizeof from->wrapped, master);
@@ -177,9 +178,10 @@ static CK_RV pin_open(struct token *token, struct token_record *record, int role
     return rv;
 }
 
-/* ---- what the slot and session chapters ask for --------------------------------------------------------------------- */
+/* ---- what the slot and session chapters ask for ---- */
 
-/* Under token->lock. An uninitialised slot becomes a token; a token is emptied, if the officer's PIN is right. */
+/* Under token->lock. An uninitialised slot becomes a token; a token is emptied, if the officer's PIN is
+ * right. */
 CK_RV token_format(struct module *m, struct token *token, const uint8_t *so_pin, size_t so_pin_len,
                    const uint8_t label[32]) {
     struct token_record record = {0}, old;
@@ -207,8 +209,8 @@ CK_RV token_format(struct module *m, struct token *token, const uint8_t *so_pin,
     record.max_failures[ROLE_SO] = (uint32_t)m->settings.max_so_failures;
     record.max_failures[ROLE_USER] = (uint32_t)m->settings.max_user_failures;
     good = good && pin_wrap(&record, ROLE_SO, so_pin, so_pin_len, master);
-    /* The rename inside is the moment at which the new token replaces the old one: its epoch makes every object
-     * of the old one rubbish, whether or not we live to remove the files. */
+    /* The rename inside is the moment at which the new token replaces the old one: its epoch makes every
+     * object of the old one rubbish, whether or not we live to remove the files. */
     rv = good ? write_record(token->directory, &record) : CKR_GENERAL_ERROR;
     if (rv == CKR_OK) {
         memcpy(token->epoch, record.epoch, EPOCH_LEN);
@@ -253,7 +255,8 @@ CK_RV token_set_user_pin(struct token *token, const uint8_t *pin, size_t pin_len
         return rv;
     rv = token_read_record(token, &record);
     if (rv == CKR_OK && memcmp(record.epoch, token->epoch, EPOCH_LEN) != 0)
-        rv = CKR_DEVICE_REMOVED; /* another process has initialised the token anew: our master key is not its */
+        rv = CKR_DEVICE_REMOVED; /* another process has initialised the token anew: our master key is not its
+                                  */
     if (rv == CKR_OK && !pin_wrap(&record, ROLE_USER, pin, pin_len, token->master))
         rv = CKR_GENERAL_ERROR;
     if (rv == CKR_OK)

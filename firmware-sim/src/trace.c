@@ -60,9 +60,11 @@ bool trace_signatures(struct trace *trace, const uint8_t *id, size_t id_len, uns
     else
         strcpy(key, "-");
     for (size_t i = 0; i < count; i++) {
-        len += (size_t)snprintf(lines + len, LINE_MAX_LEN, "sign pid=%ld n=%llu key=%s mechanism=0x%lx input=",
-                                (long)getpid(), (unsigned long long)++number, key, mechanism);
-        len += put_hex(lines + len, inputs + i * input_len, input_len < INPUT_SHOWN ? input_len : INPUT_SHOWN);
+        len += (size_t)snprintf(lines + len, LINE_MAX_LEN,
+                                "sign pid=%ld n=%llu key=%s mechanism=0x%lx input=", (long)getpid(),
+                                (unsigned long long)++number, key, mechanism);
+        len +=
+            put_hex(lines + len, inputs + i * input_len, input_len < INPUT_SHOWN ? input_len : INPUT_SHOWN);
         lines[len++] = '\n';
         if ((i + 1) % LINES_PER_WRITE == 0 || i + 1 == count) {
             if (!write_all(trace->fd, lines, len))

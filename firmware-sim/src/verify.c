@@ -1,4 +1,5 @@
-/* Verifying. libcrypto does it whatever engine signs: it is the strictest at hand, and it is not in a hurry. */
+/* Verifying. libcrypto does it whatever engine signs: it is the strictest at hand, and it is not in a hurry.
+ */
 #include "curve.h"
 #include "module.h"
 
@@ -6,8 +7,8 @@
 #include <openssl/rsa.h>
 #include <string.h>
 
-static bool primitive_verify(struct module *m, const struct signing *op, const uint8_t *value, size_t value_len,
-                             const uint8_t *signature, size_t signature_len) {
+static bool primitive_verify(struct module *m, const struct signing *op, const uint8_t *value,
+                             size_t value_len, const uint8_t *signature, size_t signature_len) {
     uint8_t der[72];
     bool rsa = op->mechanism->family == FAMILY_RSA;
     if (!rsa) {
@@ -22,8 +23,8 @@ static bool primitive_verify(struct module *m, const struct signing *op, const u
     return good;
 }
 
-CK_RV signing_check(struct module *m, struct signing *op, const uint8_t *in, size_t len, const uint8_t *signature,
-                    size_t signature_len) {
+CK_RV signing_check(struct module *m, struct signing *op, const uint8_t *in, size_t len,
+                    const uint8_t *signature, size_t signature_len) {
     uint8_t value[SIGNING_INPUT_MAX], mac[64];
     size_t value_len = 0, mac_len = sizeof mac;
     if (signature_len != signing_length(op))
@@ -41,8 +42,8 @@ CK_RV signing_check(struct module *m, struct signing *op, const uint8_t *in, siz
     return rv;
 }
 
-static CK_RV verify(struct module *m, struct session *s, const uint8_t *in, size_t len, const uint8_t *signature,
-                    size_t signature_len) {
+static CK_RV verify(struct module *m, struct session *s, const uint8_t *in, size_t len,
+                    const uint8_t *signature, size_t signature_len) {
     if (!s->verify.mechanism)
         return CKR_OPERATION_NOT_INITIALIZED;
     if (s->verify.updated)
@@ -53,7 +54,7 @@ static CK_RV verify(struct module *m, struct session *s, const uint8_t *in, size
 }
 
 CK_RV C_VerifyInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism, CK_OBJECT_HANDLE key) {
-    SESSION_SHIM(C_VerifyInit, mechanism, signing_begin(call.module, s, &s->verify, mechanism, key, CKF_VERIFY));
+    SESSION_SHIM(C_VerifyInit, true, signing_begin(call.module, s, &s->verify, mechanism, key, CKF_VERIFY));
 }
 
 CK_RV C_Verify(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len, CK_BYTE_PTR signature,
@@ -75,7 +76,8 @@ CK_RV C_VerifyUpdate(CK_SESSION_HANDLE session, CK_BYTE_PTR in, CK_ULONG in_len)
     SESSION_SHIM(C_VerifyUpdate, in || !in_len, verify_update(call.module, s, in, in_len));
 }
 
-static CK_RV verify_final(struct module *m, struct session *s, const uint8_t *signature, size_t signature_len) {
+static CK_RV verify_final(struct module *m, struct session *s, const uint8_t *signature,
+                          size_t signature_len) {
     if (!s->verify.mechanism)
         return CKR_OPERATION_NOT_INITIALIZED;
     CK_RV rv = s->verify.mechanism->digest == DIGEST_NONE
@@ -94,8 +96,8 @@ CK_RV C_VerifyRecoverInit(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
     SESSION_SHIM(C_VerifyRecoverInit, mechanism, CKR_FUNCTION_NOT_SUPPORTED);
 }
 
-CK_RV C_VerifyRecover(CK_SESSION_HANDLE session, CK_BYTE_PTR signature, CK_ULONG signature_len, CK_BYTE_PTR out,
-                      CK_ULONG_PTR out_len) {
+CK_RV C_VerifyRecover(CK_SESSION_HANDLE session, CK_BYTE_PTR signature, CK_ULONG signature_len,
+                      CK_BYTE_PTR out, CK_ULONG_PTR out_len) {
     (void)signature, (void)signature_len, (void)out, (void)out_len;
     SESSION_SHIM(C_VerifyRecover, true, CKR_FUNCTION_NOT_SUPPORTED);
 }

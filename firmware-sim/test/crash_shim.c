@@ -1,7 +1,8 @@
-/* Preloaded by the crash tests: counts the calls that change files below CRASH_UNDER and kills the process in front of
- * the CRASH_AT-th; with CRASH_LOG, writes down what was called.
+/* Preloaded by the crash tests: counts the calls that change files below CRASH_UNDER and kills the process in
+ * front of the CRASH_AT-th; with CRASH_LOG, writes down what was called.
  *
- * The kernel keeps what a killed process wrote, so this tests the order of steps, not the syncing; the log is for that.
+ * The kernel keeps what a killed process wrote, so this tests the order of steps, not the syncing; the log is
+ * for that.
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -29,10 +30,12 @@ static void step(const char *what, const char *path, const char *other) {
     const char *at = getenv("CRASH_AT"), *log = getenv("CRASH_LOG");
     long now = atomic_fetch_add(&count, 1) + 1;
     if (log) {
-        ssize_t (*real_write)(int, const void *, size_t) = (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+        ssize_t (*real_write)(int, const void *, size_t) =
+            (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
         int (*real_open)(const char *, int, ...) = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, "open");
         char line[2 * PATH_LEN + 64];
-        int len = snprintf(line, sizeof line, "%s %s %s\n", what, path, other), fd = real_open(log, O_WRONLY | O_APPEND | O_CREAT, 0600);
+        int len = snprintf(line, sizeof line, "%s %s %s\n", what, path, other),
+            fd = real_open(log, O_WRONLY | O_APPEND | O_CREAT, 0600);
         if (fd >= 0 && real_write(fd, line, (size_t)len) < 0)
             abort();
         close(fd);

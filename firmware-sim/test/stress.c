@@ -1,5 +1,6 @@
-/* Eight threads on one module, for ThreadSanitizer: signing, verifying, searching, making and destroying objects, and a
- * thread that looks at slots and token all the while. Ends by itself; exit status 0 is success.
+/* Eight threads on one module, for ThreadSanitizer: signing, verifying, searching, making and destroying
+ * objects, and a thread that looks at slots and token all the while. Ends by itself; exit status 0 is
+ * success.
  *
  *     stress <module> <slot> <pin> [rounds]
  */
@@ -46,8 +47,9 @@ static void sign_and_verify(CK_SESSION_HANDLE session, CK_BYTE number) {
 static void make_and_destroy(CK_SESSION_HANDLE session, CK_BYTE number) {
     CK_OBJECT_CLASS data = CKO_DATA;
     CK_BBOOL token = number % 2;
-    CK_ATTRIBUTE template[] = {
-        {CKA_CLASS, &data, sizeof data}, {CKA_TOKEN, &token, sizeof token}, {CKA_LABEL, &number, sizeof number}};
+    CK_ATTRIBUTE template[] = {{CKA_CLASS, &data, sizeof data},
+                               {CKA_TOKEN, &token, sizeof token},
+                               {CKA_LABEL, &number, sizeof number}};
     CK_OBJECT_HANDLE made, found[16];
     CK_ULONG count;
     CK_BYTE label[4];
@@ -65,7 +67,8 @@ static void *worker(void *which) {
     CK_BYTE number = (CK_BYTE)(size_t)which;
     for (int i = 0; i < rounds; i++) {
         CK_SESSION_HANDLE session;
-        must(f->C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session), "C_OpenSession");
+        must(f->C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session),
+             "C_OpenSession");
         sign_and_verify(session, number);
         if (i % 4 == 0)
             make_and_destroy(session, number);
@@ -91,8 +94,10 @@ int main(int argc, char **argv) {
     rounds = argc > 4 ? atoi(argv[4]) : 50;
     slot = strtoul(argv[2], NULL, 10);
     void *module = dlopen(argv[1], RTLD_NOW);
-    CK_RV (*get)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS) =
-        module ? (CK_RV(*)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS))dlsym(module, "C_GetInterface")
+    CK_RV (*get)
+    (CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS) =
+        module ? (CK_RV(*)(CK_UTF8CHAR_PTR, CK_VERSION *, CK_INTERFACE_PTR_PTR, CK_FLAGS))dlsym(
+                     module, "C_GetInterface")
                : NULL;
     if (!get)
         return fprintf(stderr, "stress: %s\n", dlerror()), 1;

@@ -1,5 +1,5 @@
-/* The native half of a signer worker: C_Initialize with locking, C_Login from a buffer that is wiped, and the loop
- * that signs a whole batch with the GIL released once.
+/* The native half of a signer worker: C_Initialize with locking, C_Login from a buffer that is wiped, the loop that
+ * signs a whole batch with the GIL released once (sign.c), and the loop that answers frames with it (serve.c).
  *
  * Not for: finding tokens, keys or attributes; that is python-pkcs11's work (token.py).
  *
@@ -8,40 +8,22 @@
  *   modules (p11-kit's client) make a new, uninitialised instance at each C_GetFunctionList.
  * - A batch uses the best that the module has and the key works with: our vendor interface, else C_SignMessage
  *   (PKCS#11 3.0), else C_SignInit and C_Sign.
- * - A return code stops the batch unless it is known to concern the item or the key alone. Unknown codes stop it:
- *   a restart too many costs a second, a dead token taken for a thousand refusals costs a night's batch.
- * - No signature is handed on that is not two integers in [1, n-1]. Whatever was not signed is all zero.
- * - A session is used by one thread at a time; the caller sees to that. A Key may be shared between threads.
  *
  * A crash here ends the worker process and nothing else: the front holds the batch and gives it to another.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "batch.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <time.h>
 
-#include "cryptoki.h"
-
-enum { DIGEST_LEN = 32, INTEGER_LEN = 32, SIGNATURE_LEN = 64 };
-
-/* Room for any signature a module may return, so that it never has cause for CKR_BUFFER_TOO_SMALL, which would
- * leave the operation open; DER of two 256-bit integers has at most 72 bytes. */
-enum { SIGNATURE_ROOM = 1024 };
-
-/* The status bytes of an item; link.py gives them their names. */
-enum { ITEM_SIGNED = 0, ITEM_REFUSED = 1, ITEM_NOT_DONE = 2 };
-
-enum method { METHOD_PLAIN, METHOD_MESSAGE, METHOD_VENDOR, METHOD_COUNT };
 static const char *const METHOD_NAMES[METHOD_COUNT] = {"plain", "message", "vendor"};
 
 /* One interpreter loads this, once per process: statics are enough. */
 static PyObject *CryptokiError;
+PyObject *BatchStopped;
 
 /* The one module of this process; set before it is initialised, never changed or unloaded after. */
 static CK_FUNCTION_LIST *opened_functions;
@@ -57,14 +39,6 @@ __attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST 
 }
 
 /* ---------------------------------------------------------------- Module */
-
-typedef struct {
-    PyObject_HEAD
-    void *library;
-    CK_FUNCTION_LIST *functions;
-    CK_FUNCTION_LIST_3_0 *functions_3_0;    /* NULL where the module has no message signing */
-    CLOUD_SEAL_BATCH_FUNCTIONS *vendor;     /* NULL where the module has no batch interface */
-} Module;
 
 static PyObject *raise_cryptoki(const char *function, CK_RV rv)
 {
@@ -235,17 +209,6 @@ static PyTypeObject *Module_type;
 
 /* ------------------------------------------------------------------- Key */
 
-typedef struct {
-    PyObject_HEAD
-    Module *module;
-    PyObject *parameter;    /* keeps the bytes alive that mechanism.pParameter points into */
-    CK_OBJECT_HANDLE handle;
-    CK_MECHANISM mechanism;
-    enum method method;
-    int der;
-    CK_BYTE order[INTEGER_LEN];
-} Key;
-
 static int Key_init(Key *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"module", "handle", "mechanism", "parameter", "order", "der", "method", NULL};
@@ -293,214 +256,6 @@ static void Key_dealloc(Key *self)
     Py_DECREF(type);
 }
 
-/* A batch on its way: what goes in, what comes out, and how far it got. Owned by one call of Key.sign. */
-typedef struct {
-    const Key *key;
-    CK_SESSION_HANDLE session;
-    CK_ULONG count;
-    const CK_BYTE *lengths;     /* count x u32, big endian; NULL where every item is a digest */
-    CK_BYTE *data;
-    CK_BYTE *statuses;          /* count x 1 */
-    CK_BYTE *signatures;        /* count x 64 */
-    CK_ULONG done;              /* items tried, from the front */
-    CK_RV rv;                   /* what stopped the batch, or CKR_OK */
-    CK_RV item_rv;              /* the last code that refused an item, or CKR_OK */
-} Batch;
-
-/* Codes that concern this item, or this key and so every item of the batch; the token and its other keys are well. */
-static int concerns_item_only(CK_RV rv)
-{
-    switch (rv) {
-    case CKR_ACTION_PROHIBITED:
-    case CKR_DATA_INVALID:
-    case CKR_DATA_LEN_RANGE:
-    case CKR_FUNCTION_CANCELED:
-    case CKR_FUNCTION_REJECTED:
-    case CKR_KEY_FUNCTION_NOT_PERMITTED:
-    case CKR_KEY_SIZE_RANGE:
-    case CKR_KEY_TYPE_INCONSISTENT:
-    case CKR_MECHANISM_INVALID:
-    case CKR_MECHANISM_PARAM_INVALID:
-        return 1;
-    default:
-        return 0;
-    }
-}
-
-static CK_ULONG read_u32(const CK_BYTE *at)
-{
-    return (CK_ULONG)at[0] << 24 | (CK_ULONG)at[1] << 16 | (CK_ULONG)at[2] << 8 | at[3];
-}
-
-static int in_range(const CK_BYTE *integer, const CK_BYTE *order)
-{
-    static const CK_BYTE zero[INTEGER_LEN];
-    return memcmp(integer, zero, INTEGER_LEN) != 0 && memcmp(integer, order, INTEGER_LEN) < 0;
-}
-
-/* One DER INTEGER of at most 256 bits into 32 bytes; returns what follows it, or NULL if it is not DER. */
-static const CK_BYTE *read_der_integer(const CK_BYTE *at, const CK_BYTE *end, CK_BYTE *out)
-{
-    if (end - at < 3 || at[0] != 0x02)
-        return NULL;
-    size_t len = at[1];
-    at += 2;
-    if (len == 0 || len > INTEGER_LEN + 1 || len > (size_t)(end - at))
-        return NULL;    /* a length above 33, and so every long form (0x80 and above), is refused here */
-    if (at[0] & 0x80)
-        return NULL;    /* negative */
-    if (at[0] == 0 && len > 1 && !(at[1] & 0x80))
-        return NULL;    /* not the shortest form */
-    const CK_BYTE *next = at + len;
-    if (len == INTEGER_LEN + 1) {
-        if (at[0] != 0)
-            return NULL;
-        at++;
-        len--;
-    }
-    memset(out, 0, INTEGER_LEN - len);
-    memcpy(out + INTEGER_LEN - len, at, len);
-    return next;
-}
-
-/* SEQUENCE { r INTEGER, s INTEGER } as DER and nothing else, into r || s. */
-static int read_der_signature(const CK_BYTE *der, CK_ULONG len, CK_BYTE *out)
-{
-    if (len < 2 || der[0] != 0x30 || der[1] & 0x80 || der[1] != len - 2)
-        return 0;
-    const CK_BYTE *end = der + len;
-    const CK_BYTE *at = read_der_integer(der + 2, end, out);
-    if (at)
-        at = read_der_integer(at, end, out + INTEGER_LEN);
-    return at == end;
-}
-
-static int store(const Key *key, const CK_BYTE *signature, CK_ULONG len, CK_BYTE *out)
-{
-    if (key->der) {
-        if (!read_der_signature(signature, len, out))
-            return 0;
-    } else {
-        if (len != SIGNATURE_LEN)
-            return 0;
-        memcpy(out, signature, SIGNATURE_LEN);
-    }
-    return in_range(out, key->order) && in_range(out + INTEGER_LEN, key->order);
-}
-
-/* Record one item's outcome. Returns 0 when the batch must stop here. */
-static int settle(Batch *batch, CK_ULONG index, CK_RV rv, const CK_BYTE *signature, CK_ULONG len)
-{
-    CK_BYTE *out = batch->signatures + index * SIGNATURE_LEN;
-    if (rv == CKR_OK) {
-        if (store(batch->key, signature, len, out)) {
-            batch->statuses[index] = ITEM_SIGNED;
-        } else {
-            /* The module says it signed, and returned no signature: this item failed, its neighbours may not. */
-            memset(out, 0, SIGNATURE_LEN);
-            batch->statuses[index] = ITEM_REFUSED;
-            batch->item_rv = CKR_GENERAL_ERROR;
-        }
-    } else if (concerns_item_only(rv)) {
-        batch->statuses[index] = ITEM_REFUSED;
-        batch->item_rv = rv;
-    } else {
-        batch->rv = rv;
-        return 0;
-    }
-    batch->done = index + 1;
-    return 1;
-}
-
-static void sign_plain(Batch *batch)
-{
-    const CK_FUNCTION_LIST *call = batch->key->module->functions;
-    CK_MECHANISM mechanism = batch->key->mechanism;
-    CK_BYTE room[SIGNATURE_ROOM];
-    CK_BYTE *data = batch->data;
-    for (CK_ULONG index = 0; index < batch->count; index++) {
-        CK_ULONG data_len = batch->lengths ? read_u32(batch->lengths + 4 * index) : DIGEST_LEN;
-        CK_ULONG signature_len = sizeof room;
-        CK_RV rv = call->C_SignInit(batch->session, &mechanism, batch->key->handle);
-        if (rv == CKR_OK)
-            rv = call->C_Sign(batch->session, data, data_len, room, &signature_len);
-        if (!settle(batch, index, rv, room, signature_len))
-            return;
-        data += data_len;
-    }
-}
-
-static void sign_message(Batch *batch)
-{
-    const CK_FUNCTION_LIST_3_0 *call = batch->key->module->functions_3_0;
-    CK_MECHANISM mechanism = batch->key->mechanism;
-    CK_BYTE room[SIGNATURE_ROOM];
-    CK_BYTE *data = batch->data;
-    int open = 0;
-    for (CK_ULONG index = 0; index < batch->count; index++) {
-        CK_ULONG data_len = batch->lengths ? read_u32(batch->lengths + 4 * index) : DIGEST_LEN;
-        CK_ULONG signature_len = sizeof room;
-        CK_RV rv = open ? CKR_OK : call->C_MessageSignInit(batch->session, &mechanism, batch->key->handle);
-        if (rv == CKR_OK) {
-            open = 1;
-            rv = call->C_SignMessage(batch->session, NULL, 0, data, data_len, room, &signature_len);
-            if (rv != CKR_OK) {
-                /* Modules differ in whether a refused message ends the whole operation: end it, open it anew. */
-                call->C_MessageSignFinal(batch->session);
-                open = 0;
-            }
-        }
-        if (!settle(batch, index, rv, room, signature_len))
-            break;
-        data += data_len;
-    }
-    if (open) {
-        CK_RV rv = call->C_MessageSignFinal(batch->session);
-        if (batch->rv == CKR_OK && rv != CKR_OK && !concerns_item_only(rv))
-            batch->rv = rv;    /* the signatures stand; the next batch would not have */
-    }
-}
-
-static void sign_vendor(Batch *batch)
-{
-    const Key *key = batch->key;
-    CK_MECHANISM mechanism = key->mechanism;
-    CK_ULONG done = 0;
-    CK_RV rv = key->module->vendor->C_SignBatch(batch->session, &mechanism, key->handle, batch->count, batch->data,
-                                                batch->signatures, batch->statuses, &done);
-    if (done > batch->count) {
-        done = 0;
-        rv = CKR_GENERAL_ERROR;
-    } else if (rv == CKR_OK && done < batch->count) {
-        rv = CKR_GENERAL_ERROR;    /* it says all is well and has left items undone: do not ask it again */
-    }
-    for (CK_ULONG index = 0; index < batch->count; index++) {
-        CK_BYTE *signature = batch->signatures + index * SIGNATURE_LEN;
-        int good = index < done && batch->statuses[index] == 0 && in_range(signature, key->order) &&
-                   in_range(signature + INTEGER_LEN, key->order);
-        if (!good)
-            memset(signature, 0, SIGNATURE_LEN);
-        if (index < done && !good)
-            batch->item_rv = CKR_FUNCTION_REJECTED;
-        batch->statuses[index] = good ? ITEM_SIGNED : index < done ? ITEM_REFUSED : ITEM_NOT_DONE;
-    }
-    batch->done = done;
-    if (rv != CKR_OK && concerns_item_only(rv)) {
-        memset(batch->statuses + done, ITEM_REFUSED, batch->count - done);
-        batch->done = batch->count;
-        batch->item_rv = rv;
-    } else {
-        batch->rv = rv;
-    }
-}
-
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* The blocks of a batch must agree before anything is signed: a length that lies must not move a pointer. */
 static int blocks_agree(const Key *key, const Py_buffer *lengths, const Py_buffer *data, const Py_buffer *statuses,
                         const Py_buffer *signatures)
@@ -521,9 +276,7 @@ static int blocks_agree(const Key *key, const Py_buffer *lengths, const Py_buffe
                          statuses->len * 4, lengths->len);
             return 0;
         }
-        wanted = 0;
-        for (size_t index = 0; index < count; index++)
-            wanted += read_u32((const CK_BYTE *)lengths->buf + 4 * index);
+        wanted = sum_of_lengths(lengths->buf, count);
     }
     if ((size_t)data->len != wanted) {
         PyErr_Format(PyExc_ValueError, "%zd items need %zu bytes of data, got %zd", statuses->len, wanted, data->len);
@@ -549,20 +302,11 @@ static PyObject *Key_sign(Key *self, PyObject *args)
             .statuses = statuses.buf,
             .signatures = signatures.buf,
         };
-        uint64_t started_at;
         Py_BEGIN_ALLOW_THREADS
-        started_at = monotonic_ns();
-        memset(batch.statuses, ITEM_NOT_DONE, batch.count);
-        memset(batch.signatures, 0, batch.count * SIGNATURE_LEN);
-        if (self->method == METHOD_VENDOR)
-            sign_vendor(&batch);
-        else if (self->method == METHOD_MESSAGE)
-            sign_message(&batch);
-        else
-            sign_plain(&batch);
-        started_at = monotonic_ns() - started_at;
+        batch_run(&batch);
         Py_END_ALLOW_THREADS
-        result = Py_BuildValue("kkkK", batch.done, batch.rv, batch.item_rv, (unsigned long long)started_at);
+        result = Py_BuildValue("kkkK", batch.done, batch.rv, batch.item_rv,
+                               (unsigned long long)batch.execution_ns);
     }
     PyBuffer_Release(&lengths);
     PyBuffer_Release(&data);
@@ -593,6 +337,8 @@ static PyType_Spec Key_spec = {
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = Key_slots,
 };
+
+PyTypeObject *Key_type;
 
 /* ------------------------------------------------------------- functions */
 
@@ -646,15 +392,22 @@ PyMODINIT_FUNC PyInit__batch(void)
     if (!module)
         return NULL;
     Module_type = (PyTypeObject *)PyType_FromSpec(&Module_spec);
-    PyTypeObject *key_type = (PyTypeObject *)PyType_FromSpec(&Key_spec);
+    Key_type = (PyTypeObject *)PyType_FromSpec(&Key_spec);
+    PyTypeObject *server_type = (PyTypeObject *)PyType_FromSpec(&Server_spec);
     CryptokiError = PyErr_NewExceptionWithDoc("appliance_pkcs11._batch.CryptokiError",
                                               "A PKCS#11 call failed; args are its name and the return code.",
                                               PyExc_RuntimeError, NULL);
-    if (!Module_type || !key_type || !CryptokiError || PyModule_AddType(module, Module_type) < 0 ||
-        PyModule_AddType(module, key_type) < 0 || PyModule_AddObjectRef(module, "CryptokiError", CryptokiError) < 0) {
+    BatchStopped = PyErr_NewExceptionWithDoc("appliance_pkcs11._batch.BatchStopped",
+                                             "A token-level code stopped a batch, and the answer says so; args are "
+                                             "the frame's sequence number, count, done and the return code.",
+                                             PyExc_RuntimeError, NULL);
+    if (!Module_type || !Key_type || !server_type || !CryptokiError || !BatchStopped ||
+        PyModule_AddType(module, Module_type) < 0 || PyModule_AddType(module, Key_type) < 0 ||
+        PyModule_AddType(module, server_type) < 0 || PyModule_AddObjectRef(module, "CryptokiError", CryptokiError) < 0 ||
+        PyModule_AddObjectRef(module, "BatchStopped", BatchStopped) < 0) {
         Py_DECREF(module);
         return NULL;
     }
-    Py_DECREF(key_type);
+    Py_DECREF(server_type);
     return module;
 }

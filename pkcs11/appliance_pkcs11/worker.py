@@ -10,8 +10,9 @@ Rules:
 
 * The front decides when a worker ends: SIGINT and SIGTERM are ignored, STOP and end of file are obeyed, and
   the kernel kills the worker when its parent dies.
-* One session: one thread, receive, sign, send. More sessions: a thread each, the reader hands them frames;
-  answers leave in any order, each whole, under one lock.
+* One session: one thread, and SIGN frames are answered natively (``serve.c``); what is left for Python are the
+  other frames, and to say no. More sessions: a thread each, the reader hands them frames; answers leave in any
+  order, each whole, under one lock.
 * A permit (a free buffer) is taken before a frame is read, two for each session: one being signed, one
   waiting. What is more stays in the socket, and the front feels it.
 * Buffers are used again; nothing is allocated per item.
@@ -69,6 +70,10 @@ class Link:
         self._header = bytearray(link.HEADER_LEN)
         self._writing = threading.Lock()
 
+    def fileno(self) -> int:
+        """The socket's file descriptor, for the native loop: between its calls reading and writing is ours."""
+        return self._sock.fileno()
+
     def receive_header(self) -> Header:
         """The next frame's header, or ``_Gone``; ``LinkError`` if it cannot be one."""
         self.receive_into(memoryview(self._header))
@@ -77,7 +82,10 @@ class Link:
     def receive_into(self, view: memoryview) -> None:
         """Fill ``view`` from the link, or raise ``_Gone``."""
         while view:
-            received = self._sock.recv_into(view, len(view), socket.MSG_WAITALL)
+            try:
+                received = self._sock.recv_into(view, len(view), socket.MSG_WAITALL)
+            except ConnectionResetError:  # it has gone and left answers unread
+                raise _Gone from None
             if received == 0:
                 raise _Gone
             view = view[received:]
@@ -119,7 +127,8 @@ class Worker:
     """A logged-in token behind a link.
 
     ``_keys`` is shared by the lanes: a slot is written once before its number is told, and removed by
-    FORGET_KEY; the lock guards the counting of slots only.
+    FORGET_KEY; the lock guards the counting of slots only. ``_server`` is there with one session, and has the slots
+    that ``_keys`` has.
     """
 
     def __init__(self, wire: Link, token: Token) -> None:
@@ -128,6 +137,7 @@ class Worker:
         self._keys: dict[int, LoadedKey] = {}
         self._next_slot = 0
         self._counting = threading.Lock()
+        self._server: _batch.Server | None = None
         self._requests: dict[int, Callable[[Any, dict[str, Any]], tuple[Kind, dict[str, Any]]]] = {
             Kind.LOAD_KEY: self._load_key,
             Kind.CREATE_KEY: self._create_key,
@@ -145,13 +155,24 @@ class Worker:
             self._serve_together(lanes)
 
     def _serve_alone(self, lane: Lane) -> None:
-        buffer = bytearray(FIRST_BUFFER_LEN)
+        self._server = _batch.Server(
+            self._wire.fileno(),
+            lane.session.handle,
+            buffer_len=FIRST_BUFFER_LEN,
+            max_kept_len=MAX_KEPT_BUFFER_LEN,
+        )
         while True:
-            header = self._wire.receive_header()
-            buffer, payload = self._receive_payload(header, buffer)
+            try:
+                frame = self._server.serve()
+            except _batch.BatchStopped as stop:
+                sequence, count, done, rv = stop.args
+                self._wire.send_and_exit(Exit.TOKEN_FAILED, _stopped(sequence, count, done, rv))
+            if frame is None:
+                raise _Gone
+            header = link.unpack_header(frame[0])
             if header.kind == Kind.STOP:
                 return
-            self._answer(lane, header, payload)
+            self._answer(lane, header, memoryview(frame[1]))
 
     def _serve_together(self, lanes: list[Lane]) -> None:
         free: SimpleQueue[bytearray] = SimpleQueue()
@@ -233,11 +254,7 @@ class Worker:
         )
         link.pack_signed_head_into(buffer, sequence, count, done, rv, item_rv, execution_ns)
         if rv:
-            name = return_code_name(rv)
-            failed = _failed(
-                sequence, "serve", name, f"signing stopped after {done} of {count} items: {name}"
-            )
-            self._wire.send_and_exit(Exit.TOKEN_FAILED, frame, failed)
+            self._wire.send_and_exit(Exit.TOKEN_FAILED, frame, _stopped(sequence, count, done, rv))
         self._wire.send(frame)
 
     def _load_key(self, session: Any, fields: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
@@ -249,6 +266,8 @@ class Worker:
             slot = self._next_slot
             self._next_slot += 1
         self._keys[slot] = key
+        if self._server:
+            self._server.load(slot, key.signer, key.form)
         return Kind.KEY_LOADED, {
             "slot": slot,
             **_key_fields(key.facts),
@@ -284,15 +303,22 @@ class Worker:
         key_id = link.take_hex(fields, "id", 1, MAX_KEY_ID_LEN)
         for slot, key in list(self._keys.items()):
             if key.facts.key_id == key_id:
-                self._keys.pop(slot, None)
+                self._forget(slot)
         self._token.destroy_key(session, key_id)
         return Kind.DESTROYED, {"id": key_id.hex()}
 
     def _forget_key(self, session: Any, fields: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
         slot = link.take_number(fields, "slot", 2**32 - 1)
-        if self._keys.pop(slot, None) is None:
+        if not self._forget(slot):
             raise Refused("", f"no key is loaded in slot {slot}")
         return Kind.FORGOTTEN, {"slot": slot}
+
+    def _forget(self, slot: int) -> bool:
+        """Whether there was a key to forget: of two lanes that are told to, one does."""
+        forgotten = self._keys.pop(slot, None) is not None
+        if forgotten and self._server:
+            self._server.forget(slot)
+        return forgotten
 
 
 def _key_fields(facts: KeyFacts) -> dict[str, Any]:
@@ -309,6 +335,11 @@ def _failed(sequence: int, stage: str, error: str, detail: str) -> bytes:
         "fatal": False,
     }
     return link.pack_json(Kind.FAILED, sequence, fields)
+
+
+def _stopped(sequence: int, count: int, done: int, rv: int) -> bytes:
+    name = return_code_name(rv)
+    return _failed(sequence, "serve", name, f"signing stopped after {done} of {count} items: {name}")
 
 
 def _exit(code: Exit) -> NoReturn:

@@ -1,7 +1,7 @@
 /* The part of PKCS#11 (OASIS, 2.40 and 3.0) that the batch loop calls: types, function tables, return codes.
  *
  * For: building on a machine that has no header package. Written from the specification's tables; not for any other
- * purpose, and nothing is here that `_batch.c` or `bench/raw_loop.c` does not use.
+ * purpose, and nothing is here that `_batch` or `bench/raw_loop.c` does not use.
  *
  * - On Unix the structures have the compiler's own alignment (2.40, 2.1); Windows, which packs them, is not meant.
  * - The tables' order is the interface. A function that is never called is a `ck_unused`: it only holds its place.

@@ -52,7 +52,9 @@ def test_no_command_takes_a_secret_on_the_command_line(words: tuple[str, ...]) -
 def test_the_commands_are_these() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "init",
-        *(f"key {one}" for one in ("create", "list", "show", "disable", "enable")),
+        *(f"key {one}" for one in ("create", "list", "show", "disable", "enable", "request")),
+        "ca root",
+        "ca issue",
         *(f"account {one}" for one in ("create", "list", "password", "disable", "enable", "grant", "revoke")),
         "sign",
         "verify",

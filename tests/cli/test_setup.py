@@ -78,7 +78,7 @@ def test_secrets_are_their_owners(tmp_path: Path) -> None:
     assert len({pin.read_text() for pin in pins}) == 2
     for pin in pins:
         assert mode_of(pin) == 0o600
-        assert len(pin.read_text().strip()) == 32
+        assert len(pin.read_text().strip()) == 20
     assert mode_of(directory / "data" / "registry.sqlite") == 0o600
 
 
@@ -150,9 +150,12 @@ def test_without_softhsm2_it_says_what_to_install(tmp_path: Path, monkeypatch: p
     assert error.value.hint == "apt-get install softhsm2"
 
 
-def test_a_program_that_asks_something_else_is_ended() -> None:
-    command = ("sh", "-c", "read answer; exit 0")
-    status, _ = setup._answer_prompts(command, {}, b"PIN: ", ["1234"], timeout_s=0.2)
+@pytest.mark.parametrize(
+    "question", ["read answer", "echo 'Your name: '; read answer", "echo 'PIN: '; read shown"]
+)
+def test_a_program_that_asks_something_else_or_shows_the_answer_is_ended(question: str) -> None:
+    command = ("sh", "-c", question)
+    status, _ = setup._answer_prompts(command, {}, ["1234"], timeout_s=0.2)
     assert status != 0
 
 
@@ -180,7 +183,7 @@ def test_the_command_answers_in_json_and_says_what_comes_next(
     document = json.loads(capsys.readouterr().out)
     assert document["config"] == str(tmp_path / "appliance.yaml")
     assert main(["init", "--directory", str(tmp_path)]) == 0
-    assert f"Next: cloud-seald --config {tmp_path}/appliance.yaml" in capsys.readouterr().out
+    assert f"then cloud-seald --config {tmp_path}/appliance.yaml" in capsys.readouterr().out
 
 
 def test_the_profile_of_the_demo_is_the_shipped_one_but_for_its_place(tmp_path: Path) -> None:

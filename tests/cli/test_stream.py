@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,24 @@ def _lose_unsynced(out: Path, damage: str) -> None:
             file.write(b"\xa5" * (length - vouched + 5))
         elif damage == "tail gone":
             file.truncate(vouched)
+
+
+def test_an_interrupt_in_the_middle_of_a_checkpoint_waits_for_it(tmp_path: Path) -> None:
+    steps: list[str] = []
+    others: list[threading.Thread] = []
+
+    def at(step: str) -> None:
+        steps.append(step)
+        if step == "output synced" and not others:
+            others.append(threading.Thread(target=output.checkpoint))
+            others[0].start()
+
+    source = synthetic(4)
+    with stream.Output.open(tmp_path / "out", new_job(source), at) as output:
+        output.append(stream.wire.SignedAnswer(JOB_ID, 0, 4, 0, bytes(4), bytes(256)), ())
+        output.checkpoint()
+        others[0].join()
+    assert steps == ["job begun", "output appended", "output synced", "job file replaced"]
 
 
 # Refusals ---------------------------------------------------------------------------------------------------

@@ -104,15 +104,15 @@ def test_one_worker_killed_again_and_again(bench: Bench) -> None:
 
     async def trouble() -> AsyncIterator[None]:
         pids: set[int] = set(appliance.worker_pids())
-        for _ in range(6):
+        for _ in range(4):
             await asyncio.sleep(0.1)  # let it work for a while
             victim = pids.pop()
             assert kill(victim)
             yield
             pids = await wait_new_workers(appliance, {victim})
 
-    run(stream_while(appliance, trouble(), 5_000))
-    assert appliance.metric("cloudseal_worker_restarts_total", token="softhsm2") == 6
+    run(stream_while(appliance, trouble(), 3_000))
+    assert appliance.metric("cloudseal_worker_restarts_total", token="softhsm2") == 4
 
 
 def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
@@ -120,15 +120,15 @@ def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
 
     async def trouble() -> AsyncIterator[None]:
         pids: set[int] = set(appliance.worker_pids())
-        for _ in range(5):
+        for _ in range(3):
             await asyncio.sleep(0.1)
             for pid in pids:
                 assert kill(pid)
             yield
             pids = await wait_new_workers(appliance, pids)
 
-    run(stream_while(appliance, trouble(), 5_000))
-    assert appliance.metric("cloudseal_retried_parts", token="softhsm2") > 0
+    run(stream_while(appliance, trouble(), 3_000))
+    assert appliance.metric("cloudseal_retried_parts_total", token="softhsm2") > 0
 
 
 def test_workers_killed_while_they_start(bench: Bench) -> None:
@@ -136,14 +136,14 @@ def test_workers_killed_while_they_start(bench: Bench) -> None:
     appliance = ready(bench)
 
     async def trouble() -> AsyncIterator[None]:
-        for _ in range(8):
+        for _ in range(5):
             pids = await until_async("a worker process", appliance.worker_pids)
             for pid in pids:
                 kill(pid)
             await until_async("they are dead", lambda: not any(map(is_alive, pids)))  # noqa: B023
             yield
 
-    run(stream_while(appliance, trouble(), 5_000))
+    run(stream_while(appliance, trouble(), 3_000))
 
 
 def test_hanging_worker_is_killed_at_its_deadline(bench: Bench) -> None:
@@ -160,7 +160,7 @@ def test_hanging_worker_is_killed_at_its_deadline(bench: Bench) -> None:
             pids = await wait_new_workers(appliance, victims)
             assert not any(map(is_alive, victims))
 
-    run(stream_while(appliance, trouble(), 5_000))
+    run(stream_while(appliance, trouble(), 3_000))
     assert appliance.metric("cloudseal_worker_hangs_total", token="softhsm2") == 3
 
 
@@ -176,6 +176,7 @@ def test_worker_that_hangs_while_it_loads_a_key_is_killed(bench: Bench) -> None:
     assert not any(map(is_alive, stopped))
 
 
+@pytest.mark.gauntlet  # making a key may take 30 s, and takes that long to be given up
 def test_worker_that_hangs_when_keys_are_made_is_killed(bench: Bench) -> None:
     appliance = ready(bench, signers={"slice_deadline_s": 1.0})
     stopped = appliance.worker_pids()
@@ -183,7 +184,9 @@ def test_worker_that_hangs_when_keys_are_made_is_killed(bench: Bench) -> None:
         kill(pid, signal.SIGSTOP)
     answer = appliance.officer("POST", "/v1/keys", {"name": "a", "algorithm": "ecdsa-p256-sha256"})
     assert answer.status == 503
-    until("hanging workers are replaced", lambda: not any(map(is_alive, stopped)))
+    until("the hanging one is replaced", lambda: not all(map(is_alive, stopped)))
+    for pid in stopped:
+        kill(pid, signal.SIGCONT)
     appliance.wait_state("up")
     until("the name is free again, or the key is there", lambda: a_key_or_none(appliance, "a"))
 

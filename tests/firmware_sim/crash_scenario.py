@@ -1,6 +1,6 @@
 """The life that the crash tests interrupt: crash_scenario.py <module>. Each line says what is begun or done.
 
-It runs with the crash shim preloaded, so it dies at some point; what it has said by then is what must be true after.
+It runs with the crash shim preloaded, so it dies at some point; what it has said by then must be true after.
 """
 
 import os

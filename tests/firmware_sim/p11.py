@@ -1,7 +1,7 @@
 """A thin ctypes face of the module, for the tests only: every entry point by name, errors as exceptions.
 
-It knows nothing of python-pkcs11 and checks nothing by itself, so that a test can also call what a careful library
-would never call.
+It knows nothing of python-pkcs11 and checks nothing by itself, so that a test can also call what a careful
+library would never call.
 """
 
 import ctypes

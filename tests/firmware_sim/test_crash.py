@@ -1,4 +1,4 @@
-"""Kill the process in front of each call that changes a file; what it had reported done must be there afterwards."""
+"""Kill the process in front of each call that changes a file; what it had reported done must be there."""
 
 import os
 import re
@@ -117,7 +117,7 @@ def test_every_crash_point(loaded: Module, module_path: Path, settings: Path, tm
 def test_crashes_while_the_token_is_made(
     loaded: Module, module_path: Path, settings: Path, tmp_path: Path
 ) -> None:
-    """Before the first `token` file exists the slot is empty; afterwards it is a token, with or without a user PIN."""
+    """Before its file exists the slot is empty; afterwards it is a token, with or without a user PIN."""
     log = steps(module_path, settings, tmp_path / "log")
     last = next(number for number, line in enumerate(log, 1) if line.endswith(".obj "[:-1]) or ".obj" in line)
     for step in range(1, last):
@@ -136,8 +136,8 @@ def test_crashes_while_the_token_is_made(
 
 
 def test_the_order_of_syncing(loaded: Module, module_path: Path, settings: Path, tmp_path: Path) -> None:
-    """A killed process tests the order of steps; that they survive a power failure is this order: each new file is
-    synced before it is renamed, and its directory after."""
+    """A killed process tests the order of steps; that they survive a power failure is this order: each new
+    file is synced before it is renamed, and its directory after."""
     prepare(loaded, settings)
     log = steps(module_path, settings, tmp_path / "log")
     renames = [number for number, line in enumerate(log) if line.startswith("rename ")]

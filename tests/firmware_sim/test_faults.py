@@ -1,4 +1,4 @@
-"""Faults on command, in pairs (not done / done, answer lost), and the trace as the oracle of what was done."""
+"""Faults on command, in pairs (not done / done, answer lost); the trace is the oracle of what was done."""
 
 import os
 import re
@@ -126,7 +126,7 @@ def test_crash(
 def test_hang(
     planned, trace: Path, module_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, made: int
 ) -> None:
-    """Without a clock: the hanging process is asked for its state, which pause(2) makes `sleeping in a system call`."""
+    """Without a clock: the hanging process is asked which system call it sleeps in."""
     monkeypatch.setenv("FIRMWARE_SIM_FAULTS", f"C_Sign 1 {action}")
     process = subprocess.Popen(
         [sys.executable, str(CHILD), str(module_path), "sign", "\x07", "1"], stdout=subprocess.PIPE
@@ -197,8 +197,10 @@ def test_a_plan_is_replaced_while_running(planned, tmp_path: Path, capfd: pytest
 @pytest.mark.parametrize(
     "plan",
     [
-        "C_Sing 1 crash", "C_Sign crash", "C_Sign 0 crash", "C_Sign 3..2 crash", "C_Sign every 0 crash", "C_Sign 1",
-        "C_Sign 1 fail", "C_Sign 1 fail CKR_OK", "C_Sign 1 fail CKR_NONE", "C_Sign 1 delay", "C_Sign 1 delay x",
+        "C_Sing 1 crash", "C_Sign crash", "C_Sign 0 crash", "C_Sign 3..2 crash", "C_Sign every 0 crash",
+        "C_Sign 1",
+        "C_Sign 1 fail", "C_Sign 1 fail CKR_OK", "C_Sign 1 fail CKR_NONE", "C_Sign 1 delay",
+        "C_Sign 1 delay x",
         "C_Sign 1 remove 5", "C_Sign 1 remove calls", "C_Sign 1 crash twice", "signature 1 remove calls 2",
         "C_Sign 1 crash once more", "C_Sign 99999999999999999999 crash", "x" * 300,
     ],

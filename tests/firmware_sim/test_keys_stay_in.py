@@ -1,4 +1,4 @@
-"""Private values never leave: not through an attribute, not wrapped, not from the files, not by loosening a rule."""
+"""Private values never leave: not as attributes, not wrapped, not from the files, not by loosening a rule."""
 
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def test_the_files_do_not_hold_the_secret(sim: Module, settings: Path) -> None:
 
 
 def test_a_file_that_was_tampered_with_is_no_key(loaded: Module, settings: Path) -> None:
-    """Flip each byte of a key's file: the object is gone, or does not sign; never does it sign differently."""
+    """Flip bytes of a key's file: the object is gone, or does not sign; never does it sign differently."""
     with loaded.running():
         loaded.make_token()
         user = loaded.open().login()

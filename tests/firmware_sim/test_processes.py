@@ -117,9 +117,14 @@ def test_interfaces(loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_bad_setting_is_a_clear_error(
-    loaded: Module, settings: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str,
-    value: str, message: str,
-) -> None:  # fmt: skip
+    loaded: Module,
+    settings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    message: str,
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(P11Error, match="CKR_ARGUMENTS_BAD"), loaded.running():
         pass

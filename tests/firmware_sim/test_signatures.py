@@ -1,4 +1,4 @@
-"""Signatures through the module, judged by others: OpenSSL's command line, gmssl, and the standard's own example."""
+"""Signatures through the module, judged by others: OpenSSL's command line, gmssl, the standard's example."""
 
 import hashlib
 import subprocess
@@ -124,7 +124,7 @@ def test_sm2_both_ways_with_gmssl(engine: str, user: Session) -> None:
 
 
 def test_the_example_of_gbt_32918_5(user: Session) -> None:
-    """GB/T 32918.5-2017, A.2: the published signature verifies, and the published d gives the published point."""
+    """GB/T 32918.5-2017, A.2: the published signature verifies, the published d gives the published point."""
     d = bytes.fromhex("3945208F7B2144B13F36E38AC6D39F95889393692860B51A42FB81EF4DF7C5B8")
     point = bytes.fromhex(
         "09F9DF311E5421A150DD7D161E4BC5C672179FAD1833FC076BB08FF356F35020"
@@ -176,8 +176,8 @@ def test_the_engines_agree(loaded: Module, settings: Path, monkeypatch: pytest.M
 def hostile(order: int, good: bytes) -> list[bytes]:
     r, s = int.from_bytes(good[:32]), int.from_bytes(good[32:])
     pairs = [
-        (0, s), (r, 0), (0, 0), (order, s), (r, order), (order - r, s), (r, order - r), (1, order - 1), (s, r),
-        ((r + 1) % order, s), (r, (s + 1) % order), (2**256 - 1, 2**256 - 1),
+        (0, s), (r, 0), (0, 0), (order, s), (r, order), (order - r, s), (r, order - r), (1, order - 1),
+        (s, r), ((r + 1) % order, s), (r, (s + 1) % order), (2**256 - 1, 2**256 - 1),
     ]  # fmt: skip
     if r + order < 2**256:
         pairs.append((r + order, s))
@@ -192,7 +192,7 @@ def test_hostile_sm2_signatures_are_refused(user: Session) -> None:
     good = user.sign("CKM_SM2", private, e)
     for bad in hostile(SM2_ORDER, good):
         assert not user.verify("CKM_SM2", public, e, bad), bad.hex()
-    # The nonce that was zero: s = -r d / (1 + d) satisfies the equation with the point at infinity, and r = e.
+    # The nonce that was zero: s = -r d / (1 + d) satisfies the equation with the point at infinity, r = e.
     d = 5
     _, weak = import_sm2(user, d.to_bytes(32), user.public_point(public))
     weak_point = user.get(weak, "CKA_PUBLIC_KEY_INFO")[-64:]

@@ -3,6 +3,7 @@
  * SHIM_TARGET      the module behind it
  * SHIM_FAIL        "n:code,n:code": the n-th C_Sign (from 1, self-tests included) returns that code (hex)
  * SHIM_SPOIL       "n:what,...": the n-th signature comes back as zero (0), one byte short (1) or with s = n (2)
+ * SHIM_WAIT        "n:path": the n-th C_Sign does not return before somebody has opened that FIFO for writing
  * SHIM_DER         signatures are returned in DER
  * SHIM_HASH        mechanism 0x1044 (ECDSA with SHA-256) hashes here
  * SHIM_INTERFACES  "message", "vendor" or both: what C_GetInterface offers; "refusing" in it: offered, not supported
@@ -46,6 +47,17 @@ static long planned(const char *name, CK_ULONG n, int base, long otherwise)
     return otherwise;
 }
 
+/* Opening a FIFO for reading waits for whoever opens it for writing. */
+static void wait_where_planned(CK_ULONG n)
+{
+    char *path;
+    if (strtoul(setting("SHIM_WAIT"), &path, 10) == n && *path == ':') {
+        FILE *gate = fopen(path + 1, "r");
+        if (gate)
+            fclose(gate);
+    }
+}
+
 static CK_ULONG put_integer(CK_BYTE *out, const CK_BYTE *integer)
 {
     CK_ULONG skip = 0;
@@ -74,6 +86,7 @@ static CK_RV shim_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG len, C
                                    "\x9e\x84\xf3\xb9\xca\xc2\xfc\x63\x25\x51";
     CK_BYTE digest[32], raw[64];
     CK_ULONG n = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED), raw_len = sizeof raw;
+    wait_where_planned(n);
     if (hashing) {
         SHA256(data, len, digest);
         data = digest;

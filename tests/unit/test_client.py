@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import pytest
 
-from appliance import client as client_module
 from appliance import wire
 from appliance.client import Client, Receipt, SyncClient
+from appliance.client import asynchronous as client_module
 from appliance.errors import (
     ApplianceError,
     BadRequest,

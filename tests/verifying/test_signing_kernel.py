@@ -176,12 +176,3 @@ def test_no_branch_or_address_depends_on_a_secret(tmp_path: Path, leak: bool) ->
     )
     command = [valgrind, "--quiet", "--error-exitcode=9", "--track-origins=no", str(program)]
     assert subprocess.run(command, capture_output=True).returncode == (9 if leak else 0)
-
-
-@pytest.mark.parametrize("sanitizer", ["address,undefined"])
-def test_sanitizers_find_nothing(tmp_path: Path, sanitizer: str) -> None:
-    program = tmp_path / "sanitized"
-    driver = Path(__file__).with_name("signing_secrets.c")
-    options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-DNVALGRIND"]
-    compile_with("-o", program, *options, driver, *SOURCES)
-    assert subprocess.run([program], capture_output=True).returncode == 0

@@ -1,19 +1,15 @@
-"""The client library: ``Client`` for asyncio, ``SyncClient`` for everybody else.
-
-For: approval systems that sign and verify through the appliance, one item or a hundred million.
-Not for: managing keys and accounts (the officers' interface), keeping files.
+"""``Client``: the connection to the appliance that mends itself, for asyncio.
 
 Rules:
 
-* Every call has a deadline, computed once; connecting, waiting for the window, retrying and reconnecting all
-  happen within it.
+* Every call has a deadline, computed once; connecting, waiting for the window, retrying and reconnecting all happen
+  within it.
 * What the server says may be retried is retried until the deadline (``retries=False`` turns that off). A request
   whose connection was lost is sent again under the same job id and index, so that nothing is lost or doubled.
 * Streams take constant memory: no more batches are out than ``depth``.
 * ``sign`` calls made in the same turn of the loop under one key travel as one batch.
 
-Ownership: everything belongs to the event loop that ``connect`` ran on. ``SyncClient`` runs one in a thread of its own
-and may be used from any thread.
+Ownership: everything belongs to the event loop that ``connect`` ran on.
 """
 
 from __future__ import annotations
@@ -24,14 +20,14 @@ import json
 import logging
 import os
 import random
+import socket
 import ssl
 import struct
-import threading
+import sys
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -81,6 +77,8 @@ TICK_S: Final = 0.02
 """How often deadlines are looked at."""
 FIRST_BACK_OFF_S: Final = 0.05
 MAX_BACK_OFF_S: Final = 2.0
+VANISHED_AFTER_S: Final = 20
+"""A peer that acknowledges nothing for so long has gone; shorter would cut off a line that only stutters."""
 CLOSE_GRACE_S: Final = 1.0
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
@@ -203,6 +201,8 @@ class Client:
         self._waiting: deque[_Waiter] = deque()  # for the window; only the first may go on
         self._pending: dict[int, _Pending] = {}
         self._pending_items = 0
+        self._unsent: deque[int] = deque()  # those of `_pending` that this connection has not been sent
+        self._unsent_items = 0
         self._ids = itertools.count(2)  # 1 is HELLO's
         self._job_prefix = os.urandom(8)
         self._jobs = itertools.count()
@@ -345,19 +345,31 @@ class Client:
         out: deque[asyncio.Task[SignedAnswer]] = deque()
         index = first_index
         source = _iterate(batches)
+        coming: asyncio.Task[Items | None] | None = self._loop.create_task(_next_or_none(source))
         try:
-            async for items in source:
-                while len(out) >= depth:
+            while out or coming is not None:
+                # Whichever is first: a source that waits for its receipts gets them, whatever the depth.
+                waited = {
+                    task for task in (coming if len(out) < depth else None, out[0] if out else None) if task
+                }
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if out and out[0].done():
                     yield await out.popleft()
-                call = self.sign_batch(key, items, job_id=job, first_index=index, deadline_s=deadline_s)
-                out.append(self._loop.create_task(call))
-                index += items.count
-            while out:
-                yield await out.popleft()
+                if coming is not None and coming.done() and len(out) < depth:
+                    items = await coming
+                    coming = None
+                    if items is not None:
+                        call = self.sign_batch(
+                            key, items, job_id=job, first_index=index, deadline_s=deadline_s
+                        )
+                        out.append(self._loop.create_task(call))
+                        index += items.count
+                        coming = self._loop.create_task(_next_or_none(source))
         finally:
-            for task in out:
+            left = [*out, coming] if coming is not None else list(out)
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*out, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
             await source.aclose()  # a generator that is left half way is closed here, not by the collector
 
     async def sign_stream(
@@ -590,6 +602,8 @@ class Client:
         pending = self._pending.pop(frame.request_id, None)
         if pending is not None:
             self._pending_items -= pending.items
+            if self._unsent:
+                self._send_again()
             self._wake_next()
             if not pending.future.done():
                 pending.future.set_result(frame)
@@ -597,13 +611,14 @@ class Client:
             self._welcome = wire.decode_welcome(frame.payload)
             self._failure = None
             self._welcomed.set()
-            # Lost with the last connection, perhaps after they were done: the same names make that safe.
             for request_id, waiting in list(self._pending.items()):
                 if waiting.future.done():  # nobody waits for it, and this connection has never heard of it
                     del self._pending[request_id]
                     self._pending_items -= waiting.items
-                else:
-                    link.write(waiting.frame)
+            # Lost with the last connection, perhaps after they were done: the same names make that safe.
+            self._unsent = deque(self._pending)
+            self._unsent_items = self._pending_items
+            self._send_again()
             self._wake_all()
         elif frame.type is FrameType.ERROR and not frame.request_id:
             answer = wire.decode_error(frame.payload)
@@ -614,6 +629,30 @@ class Client:
                 self._broken(self._failure)
         elif frame.type is FrameType.GOAWAY:
             self._welcomed.clear()  # what was accepted is still answered; new requests wait for the next server
+
+    def _send_again(self) -> None:
+        """What an earlier connection left unanswered, within the window of this one: it may be smaller."""
+        welcome, link = self._welcome, self._link
+        while self._unsent and welcome is not None and link is not None:
+            pending = self._pending[self._unsent[0]]
+            if pending.items > welcome.window_items and not pending.future.done():
+                pending.future.set_exception(
+                    BadRequest(
+                        f"{pending.items} items are more than the window of {welcome.window_items} now"
+                    )
+                )
+            out = len(self._pending) - len(self._unsent)
+            out_items = self._pending_items - self._unsent_items
+            fits = out < welcome.window_requests and out_items + pending.items <= welcome.window_items
+            if not fits and not pending.future.done():
+                return
+            request_id = self._unsent.popleft()
+            self._unsent_items -= pending.items
+            if pending.future.done():  # given up meanwhile; this connection has never heard of it
+                del self._pending[request_id]
+                self._pending_items -= pending.items
+            else:
+                link.write(pending.frame)
 
     def _broken(self, error: ApplianceError) -> None:
         """This will not get better by trying again."""
@@ -678,7 +717,16 @@ class Client:
             return link
         host, port = split_address(self._address)
         context = self._tls if self._tls is not None else ssl.create_default_context()
-        _, link = await self._loop.create_connection(make, host, port, ssl=context, server_hostname=host)
+        transport, link = await self._loop.create_connection(
+            make, host, port, ssl=context, server_hostname=host
+        )
+        sock = transport.get_extra_info("socket")
+        # A server that has vanished without a word is noticed, and another connection tried.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_AFTER_S // 2)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, VANISHED_AFTER_S // 4)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_AFTER_S * 1_000)
         return link
 
     async def _tick(self) -> None:
@@ -735,6 +783,10 @@ def _item_error(status: ItemStatus) -> SignerFailed:
     return SignerFailed(f"the token {what}", hint="see the daemon's log")
 
 
+async def _next_or_none(source: AsyncGenerator[Items, None]) -> Items | None:
+    return await anext(source, None)
+
+
 async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
     if isinstance(source, AsyncGenerator):
         async with aclosing(source):
@@ -751,201 +803,28 @@ async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, 
 async def _in_batches(
     items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
 ) -> AsyncGenerator[Items, None]:
-    _check_batch_items(batch_items)
+    check_batch_items(batch_items)
     batch: list[bytes] = []
     async with aclosing(_iterate(items)) as source:
         async for item in source:
             batch.append(item)
             if len(batch) == batch_items:
-                yield _join(batch, form)
+                yield join_items(batch, form)
                 batch = []
     if batch:
-        yield _join(batch, form)
+        yield join_items(batch, form)
 
 
-def _check_batch_items(batch_items: int) -> None:
+def check_batch_items(batch_items: int) -> None:
+    """``BadRequest`` for a batch that no request can carry."""
     if not 1 <= batch_items <= wire.MAX_ITEMS:
         raise BadRequest(f"a batch has 1 to {wire.MAX_ITEMS} items, got {batch_items}")
 
 
-def _join(batch: list[bytes], form: Form) -> Items:
+def join_items(batch: list[bytes], form: Form) -> Items:
+    """One block of what are digests or messages."""
     if form is Form.DIGESTS:  # 31 and 33 bytes make 64: two digests that nobody meant
         for item in batch:
             if len(item) != DIGEST_LEN:
                 raise BadRequest(f"a digest has {DIGEST_LEN} bytes, got {len(item)}")
     return wire.messages(batch) if form is Form.MESSAGES else wire.digests(b"".join(batch))
-
-
-async def _end_tasks() -> None:
-    """Let calls that were under way when the client was closed come to their end."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    _, late = await asyncio.wait(tasks, timeout=1.0) if tasks else (None, set())
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_asyncgens()
-
-
-class SyncClient:
-    """The same without asyncio: blocking calls, ordinary iterators. Any thread may call it."""
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        account: str,
-        password: str = "",
-        tls: ssl.SSLContext | None = None,
-        deadline_s: float = DEFAULT_DEADLINE_S,
-        retries: bool = True,
-    ) -> None:
-        self._closing = threading.Lock()
-        self._ended = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="cloud-seal-client", daemon=True)
-        self._thread.start()
-        try:
-            self._client = self._wait(
-                Client.connect(
-                    address,
-                    account=account,
-                    password=password,
-                    tls=tls,
-                    deadline_s=deadline_s,
-                    retries=retries,
-                )
-            )
-        except BaseException:
-            self._end_loop()
-            raise
-
-    def _wait(self, call: Awaitable[T]) -> T:
-        async def run() -> T:
-            return await call
-
-        with self._closing:  # no call gets in between the last look at the loop and its end
-            if self._ended:
-                if isinstance(call, Coroutine):
-                    call.close()
-                raise Unavailable("the client was closed")
-            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-        return future.result()
-
-    def _end_loop(self) -> None:
-        with self._closing:
-            if self._ended:
-                return
-            self._ended = True
-        asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def close(self) -> None:
-        """Unanswered calls end with ``Unavailable``."""
-        if not self._ended:
-            self._wait(self._client.close())
-            self._end_loop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def sign(self, key: str, digest: bytes, *, deadline_s: float | None = None) -> bytes:
-        """See ``Client.sign``."""
-        return self._wait(self._client.sign(key, digest, deadline_s=deadline_s))
-
-    def sign_message(self, key: str, message: bytes, *, deadline_s: float | None = None) -> bytes:
-        """See ``Client.sign_message``."""
-        return self._wait(self._client.sign_message(key, message, deadline_s=deadline_s))
-
-    def sign_batch(
-        self,
-        key: str,
-        items: Items,
-        *,
-        job_id: bytes | None = None,
-        first_index: int = 0,
-        priority: Priority = Priority.AUTOMATIC,
-        deadline_s: float | None = None,
-    ) -> SignedAnswer:
-        """See ``Client.sign_batch``."""
-        return self._wait(
-            self._client.sign_batch(
-                key, items, job_id=job_id, first_index=first_index, priority=priority, deadline_s=deadline_s
-            )
-        )
-
-    def sign_batches(
-        self,
-        key: str,
-        batches: Iterable[Items],
-        *,
-        job_id: bytes | None = None,
-        first_index: int = 0,
-        depth: int = DEFAULT_DEPTH,
-        deadline_s: float | None = None,
-    ) -> Iterator[SignedAnswer]:
-        """See ``Client.sign_batches``. ``batches`` is consumed in the client's own thread."""
-        answers = self._client.sign_batches(
-            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
-        )
-        try:
-            while True:
-                try:
-                    yield self._wait(anext(answers))
-                except StopAsyncIteration:
-                    return
-        finally:
-            if not self._ended:
-                self._wait(answers.aclose())
-
-    def sign_stream(
-        self,
-        key: str,
-        items: Iterable[bytes],
-        *,
-        form: Form = Form.DIGESTS,
-        job_id: bytes | None = None,
-        first_index: int = 0,
-        batch_items: int = DEFAULT_BATCH_ITEMS,
-        depth: int = DEFAULT_DEPTH,
-        deadline_s: float | None = None,
-    ) -> Iterator[Receipt]:
-        """See ``Client.sign_stream``. ``items`` is consumed in the client's own thread."""
-        _check_batch_items(batch_items)
-        iterator = iter(items)
-        batches = (
-            _join(batch, form) for batch in iter(lambda: list(itertools.islice(iterator, batch_items)), [])
-        )
-        for answer in self.sign_batches(
-            key, batches, job_id=job_id, first_index=first_index, depth=depth, deadline_s=deadline_s
-        ):
-            yield from receipts(answer)
-
-    def verify(
-        self,
-        key: str | PublicKey | bytes,
-        items: Items,
-        signatures: bytes,
-        *,
-        deadline_s: float | None = None,
-    ) -> bytes:
-        """See ``Client.verify``."""
-        return self._wait(self._client.verify(key, items, signatures, deadline_s=deadline_s))
-
-    def status(self, names: Sequence[str] = (), *, deadline_s: float | None = None) -> list[KeyRecord]:
-        """See ``Client.status``."""
-        return self._wait(self._client.status(names, deadline_s=deadline_s))
-
-    def appliance_status(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """See ``Client.appliance_status``."""
-        return self._wait(self._client.appliance_status(deadline_s=deadline_s))
-
-    def ping(self, *, deadline_s: float | None = None) -> float:
-        """See ``Client.ping``."""
-        return self._wait(self._client.ping(deadline_s=deadline_s))
