@@ -148,6 +148,8 @@ class Connection(asyncio.Protocol):
             transport.close()
             return
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_LEN)
+        if self._is_tls:  # a client that has vanished without a word must not hold its place for ever
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connected_at = server.clock()
         self._session = Session(
             self,

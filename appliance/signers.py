@@ -459,7 +459,8 @@ class SignerPool:
                 self._kill(worker)  # it is starting, or ending: nobody waits for it
 
     def retry(self) -> None:
-        """Try a refused PIN again: the operator says that the file holds another one now."""
+        """SIGHUP: try a refused PIN and refused keys again, for the operator has mended something."""
+        self.refused_keys.clear()
         if self.state == "pin_refused":
             self.state = "up" if self._workers else "starting"
         self._retry_now.set()
