@@ -35,7 +35,7 @@ from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
 from appliance.registry import Registry
-from appliance.server import WireServer, bind_listeners, tls_context
+from appliance.server import Outbox, WireServer, bind_listeners, tls_context
 from appliance.settings import Settings, TokenSettings, load_mapping, load_settings
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
@@ -82,7 +82,11 @@ def check_secret_file(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint="check tokens[].pin_file") from error
-    if mode & 0o077:
+    others = 0o077
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials is not None and path.is_relative_to(credentials):
+        others = 0o007  # systemd lets the service's user in by an ACL, whose mask shows as the group's mode
+    if mode & others:
         raise ConfigError(f"{path}: others may read it (mode {mode & 0o777:04o})", hint=f"chmod 600 {path}")
 
 
@@ -141,6 +145,7 @@ class Daemon:
         self._hash_threads = ThreadPoolExecutor(
             settings.auth.max_concurrent_hashes, thread_name_prefix="argon2"
         )
+        outbox = Outbox()
         self.pools = {
             profile.name: SignerPool(
                 replace(profile, workers=place.share(profile.workers)),
@@ -151,6 +156,7 @@ class Daemon:
                 self.metrics,
                 clock,
                 self._find_key,
+                outbox,
             )
             for profile, token in zip(profiles, settings.tokens, strict=True)
         }
@@ -171,7 +177,7 @@ class Daemon:
             clock,
             self.metrics.authentication_failures.inc,
         )
-        self.server = WireServer(settings, self.pipeline, self.authenticator, self.metrics, clock)
+        self.server = WireServer(settings, self.pipeline, self.authenticator, self.metrics, clock, outbox)
         followed = settings.front_processes if place.index == 0 else 1
         self.fronts = Fronts(followed, config, self._followers_may_start)
         self.holdings.announce = self.fronts.tell

@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,8 @@ ANSWER_TIMEOUT_S: Final = 2.0
 """A follower's event loop is never held that long; one that does not answer is no use to its clients either."""
 MAX_LINE_LEN: Final = 4 * 1024 * 1024
 """A status or metrics page of one front; some kB."""
+START_TIMEOUT_S: Final = 30.0
+"""For a follower's first answer: it has its programs to load, its registry to read, on a machine that may be busy."""
 RESTART_DELAY_S: Final = 0.5
 START_TICK_S: Final = 0.05
 
@@ -67,20 +70,34 @@ class _Follower:
         self.process = process
         self._reader, self._writer = streams
         self._turn = asyncio.Lock()
+        self.has_answered = False
 
     async def ask(self, question: Document) -> Document:
         """Its answer, or ``Unavailable`` after killing it."""
         try:
-            async with self._turn, asyncio.timeout(ANSWER_TIMEOUT_S):
-                self._writer.write(_line(question))
-                return _parse(await self._reader.readline())
-        except (OSError, TimeoutError, ValueError) as error:
+            async with self._turn:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S if self.has_answered else START_TIMEOUT_S):
+                    self._writer.write(_line(question))
+                    answer = _parse(await self._reader.readline())
+                self.has_answered = True
+                return answer
+        except (
+            OSError,
+            TimeoutError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # the last is uvloop's closed transport
             log.error("a front process does not answer (%r): killed", error)
             if self.process.returncode is None:
                 self.process.kill()
             raise Unavailable(
                 "a front process did not answer and is replaced", retry_after_ms=1_000
             ) from error
+
+    async def greet(self) -> None:
+        """Wait until it serves."""
+        with suppress(Unavailable):
+            await self.ask({"ask": "status"})
 
     def close(self) -> None:
         self._writer.close()
@@ -109,7 +126,10 @@ class Fronts:
                 continue
             follower = await self._start(index, listeners)
             self._followers[index] = follower
+            greeting = asyncio.ensure_future(follower.greet())
             code = await follower.process.wait()
+            greeting.cancel()
+            await asyncio.gather(greeting, return_exceptions=True)
             del self._followers[index]
             follower.close()
             if not self._stopping:
@@ -141,14 +161,16 @@ class Fronts:
 
     async def tell(self, kind: str, name: str) -> None:
         """A key or an account has changed: returns when every follower goes by it, or is gone."""
-        await self._ask_all({"ask": "refresh", "kind": kind, "name": name})
+        # Those that are starting, too: they may have read the registry before it changed.
+        question = {"ask": "refresh", "kind": kind, "name": name}
+        await self._ask_all(question, list(self._followers.values()))
 
     async def ask(self, what: str) -> list[Document]:
-        """What every follower that is there says to ``status``, ``metrics`` or ``retry``."""
-        return await self._ask_all({"ask": what})
+        """What every follower that serves says to ``status``, ``metrics`` or ``retry``."""
+        serving = [one for one in self._followers.values() if one.has_answered]
+        return await self._ask_all({"ask": what}, serving)
 
-    async def _ask_all(self, question: Document) -> list[Document]:
-        followers = list(self._followers.values())
+    async def _ask_all(self, question: Document, followers: list[_Follower]) -> list[Document]:
         answers = await asyncio.gather(*(one.ask(question) for one in followers), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, Unavailable):

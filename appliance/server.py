@@ -9,7 +9,7 @@ Rules:
   socket is not read until there is: back-pressure reaches the client.
 * A client that does not read its answers is not read either, and after ``frame_s`` without taking a byte it is cut
   off: the permits that it holds are wanted by others.
-* What a connection wrote in one turn of the loop leaves in one call.
+* What a connection wrote at one occasion leaves in one call.
 * TCP is TLS 1.3 or nothing.
 
 Security note: a stranger can make us hold one frame of ``MAX_HELLO_PAYLOAD_LEN`` for ``hello_s`` on each of
@@ -85,6 +85,38 @@ class Permits:
         self.give(0)
 
 
+class Outbox:
+    """Connections with something to send: one call to the socket for all that one occasion wrote.
+
+    An occasion is what a client or a worker sent at a time; whoever handles it calls ``begin`` and ``end``. What is
+    written outside of one (the end of a verification) leaves in the loop's next turn.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Connection] = []
+        self._occasions = 0
+
+    def begin(self) -> None:
+        """Hold back what is written from here on."""
+        self._occasions += 1
+
+    def end(self) -> None:
+        """Send it."""
+        self._occasions -= 1
+        self._flush()
+
+    def add(self, connection: Connection) -> None:
+        """It has something to send now."""
+        if not self._waiting and not self._occasions:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(connection)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.flush()
+
+
 class Connection(asyncio.Protocol):
     """One client. Owned by the event loop."""
 
@@ -116,6 +148,8 @@ class Connection(asyncio.Protocol):
             transport.close()
             return
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_LEN)
+        if self._is_tls:  # a client that has vanished without a word must not hold its place for ever
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connected_at = server.clock()
         self._session = Session(
             self,
@@ -165,6 +199,7 @@ class Connection(asyncio.Protocol):
         if session.state is State.READY:  # and not before: until WELCOME the client is a stranger
             self._reader.max_payload_len = self._server.settings.window.max_payload_len
         self._processing = True
+        self._server.outbox.begin()
         try:
             while session.state is not State.CLOSED and (frame := self._reader.next_frame()) is not None:
                 self._frame_began_at = None  # what follows is another frame, with as much time
@@ -174,11 +209,12 @@ class Connection(asyncio.Protocol):
             session.fail(error)
         finally:
             self._processing = False
+            self._server.pipeline.pump()
+            self._server.outbox.end()
         if not self._reader.mid_frame:
             self._frame_began_at = None
         elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
             self._frame_began_at = self._server.clock()
-        self._server.pipeline.pump()
 
     def _admit(self, header: Header) -> bool:
         """Say whether the payload of a frame that begins may be kept."""
@@ -241,19 +277,20 @@ class Connection(asyncio.Protocol):
     # What the session sees ------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Send it with whatever else this turn of the loop writes."""
+        """Send it with whatever else is written at this occasion."""
         if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._server.outbox.add(self)
         self._out.append(data)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand it to the socket."""
         if self._out and self._transport is not None and not self._transport.is_closing():
             self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
         self._out.clear()
 
     def close(self) -> None:
         """After what was written has gone."""
-        self._flush()
+        self.flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -284,6 +321,7 @@ class WireServer:
         authenticator: Authenticator,
         metrics: Metrics,
         clock: Callable[[], float],
+        outbox: Outbox,
     ) -> None:
         self.settings = settings
         self.pipeline = pipeline
@@ -291,6 +329,7 @@ class WireServer:
         self.metrics = metrics
         self.clock = clock
         self.permits = Permits(settings.window.max_buffered_len)
+        self.outbox = outbox
         self._connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
 

@@ -28,7 +28,7 @@ import socket
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from appliance_pkcs11 import link
 from appliance_pkcs11.profile import TokenProfile
@@ -53,6 +53,16 @@ MAX_PRELOADED_KEYS: Final = 256
 """Keys used last are loaded by a new worker before it is asked for them; others when they are."""
 FIRST_RESTART_DELAY_S: Final = 0.1
 TOKEN_DOWN_RETRY_MS: Final = 500
+
+
+class Occasion(Protocol):
+    """What is told that a worker's answers are handled: the clients' answers leave together at its end."""
+
+    def begin(self) -> None:
+        """The first is handled now."""
+
+    def end(self) -> None:
+        """All that came together have been handled."""
 
 
 class SignerWorker(asyncio.Protocol):
@@ -169,6 +179,7 @@ class SignerWorker(asyncio.Protocol):
         buffer = self._buffer
         buffer += data
         at = 0
+        self.pool.occasion.begin()
         try:
             while len(buffer) - at >= link.HEADER_LEN:
                 header = link.unpack_header(buffer[at : at + link.HEADER_LEN])
@@ -182,6 +193,8 @@ class SignerWorker(asyncio.Protocol):
         except (ValueError, KeyError, TypeError) as error:
             self._broken(f"a frame that makes no sense: {error!r}")
             return
+        finally:
+            self.pool.occasion.end()
         if at:
             del buffer[:at]
 
@@ -258,7 +271,9 @@ class SignerPool:
         metrics: Metrics,
         clock: Callable[[], float],
         find_key: Callable[[str], HeldKey | None],
+        occasion: Occasion,
     ) -> None:
+        self.occasion = occasion
         self.name = profile.name
         self.profile = profile
         self.state = "starting"  # starting, up, down, pin_refused, stopped
@@ -444,7 +459,8 @@ class SignerPool:
                 self._kill(worker)  # it is starting, or ending: nobody waits for it
 
     def retry(self) -> None:
-        """Try a refused PIN again: the operator says that the file holds another one now."""
+        """SIGHUP: try a refused PIN and refused keys again, for the operator has mended something."""
+        self.refused_keys.clear()
         if self.state == "pin_refused":
             self.state = "up" if self._workers else "starting"
         self._retry_now.set()

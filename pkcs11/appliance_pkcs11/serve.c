@@ -5,11 +5,11 @@
  * test holds the two together.
  *
  * - A recv takes as much as there is, and frames are signed where it put them.
- * - An answer leaves before anything is waited for and before Python is asked. The one thing it may wait for is the
- *   next frame when that is here already and can be expected to take no longer than a send does.
+ * - An answer leaves as soon as its batch is signed, before the next one is begun. Letting it wait for a short one that
+ *   is here already, to send both at once, was tried and measured nothing.
  * - Frames are answered in the order in which they came, each once.
- * - A frame larger than the buffer makes it grow; a buffer larger than what is worth keeping is given back. Answers
- *   are bounded by the largest batch (4.3 MB).
+ * - A frame larger than the buffer makes it grow; a buffer larger than what is worth keeping is given back. An answer
+ *   is bounded by the largest batch (4.3 MB).
  * - One thread calls serve, load and forget. The slots hold references; the file descriptor is the caller's, and he
  *   keeps it open.
  *
@@ -27,14 +27,10 @@ enum { KIND_SIGN = 4, KIND_SIGNED = 67 };
 enum { FORM_DIGESTS = 0, FORM_MESSAGES = 1 };
 enum { MAX_PAYLOAD_LEN = 32 * 1024 * 1024, MAX_ITEMS = 65536 };
 
-/* How long an answer may wait for its successors: about what the send costs that they share. */
-enum { MAX_HELD_NS = 20000 };
-
 typedef struct {
     unsigned long number;
     Key *key;
     int form;
-    uint64_t item_ns;       /* what an item of the last batch took */
 } Slot;
 
 typedef struct {
@@ -44,9 +40,8 @@ typedef struct {
     Py_ssize_t first_len, max_kept_len;
     CK_BYTE *input;         /* received and not yet served: input[begin:end] */
     size_t begin, end, input_len;
-    CK_BYTE *answers;       /* signed and not yet sent: answers[:ready] */
-    size_t ready, answers_len;
-    uint64_t held_ns;       /* how long the oldest of them has waited for the token */
+    CK_BYTE *output;        /* the answer that is being made */
+    size_t output_len;
     Slot *slots;            /* in the order of their numbers */
     size_t slot_count;
     int serving;
@@ -94,17 +89,17 @@ static enum event failed_call(void)
     return errno == EPIPE || errno == ECONNRESET ? GONE : SYSTEM_ERROR;
 }
 
-static enum event send_answers(Server *self)
+static enum event send_all(int fd, const CK_BYTE *block, size_t len)
 {
-    for (size_t sent = 0; sent < self->ready;) {
-        ssize_t count = send(self->fd, self->answers + sent, self->ready - sent, MSG_NOSIGNAL);
-        if (count >= 0)
-            sent += (size_t)count;
-        else if (errno != EINTR)
+    while (len) {
+        ssize_t sent = send(fd, block, len, MSG_NOSIGNAL);
+        if (sent < 0 && errno != EINTR)
             return failed_call();
+        if (sent > 0) {
+            block += sent;
+            len -= (size_t)sent;
+        }
     }
-    self->ready = 0;
-    self->held_ns = 0;
     return GO_ON;
 }
 
@@ -154,9 +149,7 @@ static enum event next_frame(Server *self, Frame *frame)
                 return GO_ON;
             }
         }
-        enum event event = send_answers(self);
-        if (event == GO_ON)
-            event = receive(self, wanted_len);
+        enum event event = receive(self, wanted_len);
         if (event != GO_ON)
             return event;
     }
@@ -181,31 +174,31 @@ static int has_slot(const Server *self, size_t index, unsigned long number)
     return index < self->slot_count && self->slots[index].number == number;
 }
 
-/* Everything that link.unpack_sign checks, and that the slot is loaded for this form; NULL if Python is to say no. */
-static Slot *read_sign(const Server *self, const Frame *frame, Batch *batch)
+/* Everything that link.unpack_sign checks, and that the slot is loaded for this form; 0 if Python is to say no. */
+static int read_sign(const Server *self, const Frame *frame, Batch *batch)
 {
     const CK_BYTE *head = frame->payload;
     if (frame->broken || frame->header[4] != KIND_SIGN || frame->payload_len < SIGN_HEAD_LEN)
-        return NULL;
+        return 0;
     unsigned long number = read_u32(head);
     int form = head[4];
     CK_ULONG count = read_u32(head + 8);
     CK_BYTE *blocks = frame->payload + SIGN_HEAD_LEN;
     size_t blocks_len = frame->payload_len - SIGN_HEAD_LEN;
     if (head[5] || head[6] || head[7] || count < 1 || count > MAX_ITEMS)
-        return NULL;
+        return 0;
     if (form == FORM_DIGESTS) {
         if (blocks_len != count * DIGEST_LEN)
-            return NULL;
+            return 0;
     } else if (form == FORM_MESSAGES) {
         if (blocks_len < 4 * count || sum_of_lengths(blocks, count) != blocks_len - 4 * count)
-            return NULL;
+            return 0;
     } else {
-        return NULL;
+        return 0;
     }
     size_t index = find_slot(self, number);
     if (!has_slot(self, index, number) || self->slots[index].form != form)
-        return NULL;
+        return 0;
     *batch = (Batch){
         .key = self->slots[index].key,
         .session = self->session,
@@ -213,40 +206,11 @@ static Slot *read_sign(const Server *self, const Frame *frame, Batch *batch)
         .lengths = form == FORM_MESSAGES ? blocks : NULL,
         .data = form == FORM_MESSAGES ? blocks + 4 * count : blocks,
     };
-    return &self->slots[index];
+    return 1;
 }
 
-/* Room for one more answer. What is ready leaves first if it would not fit beside it, or would wait too long. */
-static enum event make_room(Server *self, const Slot *slot, CK_ULONG count, size_t frame_len)
+static void write_signed_head(CK_BYTE *at, const Frame *frame, const Batch *batch, size_t payload_len)
 {
-    /* Messages take as long as they are long: the last one says nothing. */
-    int long_wait = slot->form == FORM_MESSAGES || self->held_ns + slot->item_ns * count > MAX_HELD_NS;
-    if (self->ready && (long_wait || self->ready + frame_len > self->answers_len)) {
-        enum event event = send_answers(self);
-        if (event != GO_ON)
-            return event;
-    }
-    if (frame_len > self->answers_len && !resize(&self->answers, &self->answers_len, frame_len))
-        return NO_MEMORY;
-    return GO_ON;
-}
-
-static enum event answer(Server *self, const Frame *frame, Batch *batch)
-{
-    Slot *slot = read_sign(self, frame, batch);
-    if (!slot)
-        return HAND_OVER;
-    size_t payload_len = SIGNED_HEAD_LEN + batch->count * (1 + SIGNATURE_LEN);
-    enum event event = make_room(self, slot, batch->count, HEADER_LEN + payload_len);
-    if (event != GO_ON)
-        return event;
-    CK_BYTE *at = self->answers + self->ready;
-    batch->statuses = at + HEADER_LEN + SIGNED_HEAD_LEN;
-    batch->signatures = batch->statuses + batch->count;
-    batch_run(batch);
-    slot->item_ns = batch->execution_ns / batch->count;
-    if (self->ready)
-        self->held_ns += batch->execution_ns;
     at = write_u32(at, payload_len);
     at = write_u32(at, (uint64_t)KIND_SIGNED << 24);
     at = write_u64(at, read_u64(frame->header + 8));
@@ -255,11 +219,24 @@ static enum event answer(Server *self, const Frame *frame, Batch *batch)
     at = write_u64(at, batch->rv);
     at = write_u64(at, batch->item_rv);
     write_u64(at, batch->execution_ns);
-    self->ready += HEADER_LEN + payload_len;
-    return batch->rv == CKR_OK ? GO_ON : STOPPED;
 }
 
-/* Answer frames until one comes that is Python's. Whatever is ready has left when this returns. */
+static enum event answer(Server *self, const Frame *frame, Batch *batch)
+{
+    if (!read_sign(self, frame, batch))
+        return HAND_OVER;
+    size_t payload_len = SIGNED_HEAD_LEN + batch->count * (1 + SIGNATURE_LEN), frame_len = HEADER_LEN + payload_len;
+    if (frame_len > self->output_len && !resize(&self->output, &self->output_len, frame_len))
+        return NO_MEMORY;
+    batch->statuses = self->output + HEADER_LEN + SIGNED_HEAD_LEN;
+    batch->signatures = batch->statuses + batch->count;
+    batch_run(batch);
+    write_signed_head(self->output, frame, batch, payload_len);
+    enum event event = send_all(self->fd, self->output, frame_len);
+    return event == GO_ON && batch->rv != CKR_OK ? STOPPED : event;
+}
+
+/* Answer frames until one comes that is Python's, or none can come. */
 static enum event answer_all(Server *self, Frame *frame, Batch *batch)
 {
     enum event event;
@@ -268,11 +245,6 @@ static enum event answer_all(Server *self, Frame *frame, Batch *batch)
         if (event == GO_ON)
             event = answer(self, frame, batch);
     } while (event == GO_ON);
-    if (event == HAND_OVER || event == STOPPED) {
-        enum event sent = send_answers(self);
-        if (sent != GO_ON)
-            return sent;
-    }
     return event;
 }
 
@@ -294,7 +266,7 @@ static int Server_init(Server *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     if (!resize(&self->input, &self->input_len, (size_t)self->first_len) ||
-        !resize(&self->answers, &self->answers_len, (size_t)self->first_len)) {
+        !resize(&self->output, &self->output_len, (size_t)self->first_len)) {
         PyErr_NoMemory();
         return -1;
     }
@@ -308,7 +280,7 @@ static void Server_dealloc(Server *self)
         Py_DECREF(self->slots[index].key);
     PyMem_RawFree(self->slots);
     PyMem_RawFree(self->input);
-    PyMem_RawFree(self->answers);
+    PyMem_RawFree(self->output);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -338,8 +310,7 @@ static PyObject *Server_load(Server *self, PyObject *args)
     if (!slots)
         return PyErr_NoMemory();
     memmove(slots + index + 1, slots + index, (self->slot_count - index) * sizeof *slots);
-    /* Nothing is known of its pace yet: no answer waits for its first batch. */
-    slots[index] = (Slot){number, (Key *)Py_NewRef(key), form, MAX_HELD_NS + 1};
+    slots[index] = (Slot){number, (Key *)Py_NewRef(key), form};
     self->slots = slots;
     self->slot_count++;
     Py_RETURN_NONE;

@@ -397,6 +397,7 @@ def main(arguments: list[str]) -> NoReturn:
     sock.setblocking(True)
     wire = Link(sock)
     threading.excepthook = _die_of_a_bug
+    sys.unraisablehook = _say_in_a_line
     try:
         sequence, token = _open(wire)
         wire.send(link.pack_json(Kind.READY, sequence, token.describe()))
@@ -417,6 +418,11 @@ def main(arguments: list[str]) -> NoReturn:
     except _batch.CryptokiError:
         pass  # C_Finalize failed: the process ends here anyway, and its sessions with it
     _exit(Exit.STOPPED)
+
+
+def _say_in_a_line(hook: sys.UnraisableHookArgs) -> None:
+    """The library's destructors raise when the token has gone; that is told elsewhere, and a traceback tells no more."""
+    print(f"seal-signer: while cleaning up: {hook.exc_value!r}", file=sys.stderr)
 
 
 def _die_of_a_bug(hook: threading.ExceptHookArgs) -> None:

@@ -30,7 +30,7 @@ from appliance.errors import (
 )
 from appliance.metrics import Metrics
 from appliance.policy import Account
-from appliance.server import Connection, Permits, WireServer
+from appliance.server import Connection, Outbox, Permits, WireServer
 from appliance.session import State
 from appliance.settings import ListenSettings, Settings, TimeSettings, WindowSettings
 from appliance.wire import Frame, FrameReader, FrameType, Priority
@@ -149,6 +149,7 @@ class Rig:
             self.authenticator,  # type: ignore[arg-type]
             self.metrics,
             lambda: self.now,
+            Outbox(),
         )
         self.total_len = settings.window.max_buffered_len
         self.clients: list[Peer] = []
