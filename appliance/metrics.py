@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Final, Protocol
 
 from prometheus_client import (
@@ -90,6 +90,35 @@ class Histogram(Collector):
         yield family
 
 
+class Totals(Collector):
+    """A counter with labels that belongs to one event loop: plain numbers, for the same reason as ``Histogram``."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str],
+        series: Iterable[tuple[str, ...]],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._values = dict.fromkeys(series, 0)
+        registry.register(self)
+
+    def add(self, series: tuple[str, ...], amount: int = 1) -> None:
+        """Count; ``series`` holds the labels' values and is one of those named at the start."""
+        self._values[series] += amount
+
+    def collect(self) -> Iterable[Metric]:
+        """What a scrape reads."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for series, value in self._values.items():
+            family.add_metric(series, value)
+        yield family
+
+
 class SliceFacts(Protocol):
     """What is measured of a slice."""
 
@@ -108,15 +137,14 @@ class Metrics:
             "cloudseal_build", "Always 1; the version is the label.", ["version"], registry=registry
         )
         build.labels(__version__).set(1)
-        requests = Counter(
-            "cloudseal_requests", "Requests answered, by how.", ["type", "outcome"], registry=registry
-        )
         outcomes = ("ok", *(row.label for row in TABLE.values()))
-        self._requests = {
-            (type_, outcome): requests.labels(type_, outcome)
-            for type_ in REQUEST_TYPES
-            for outcome in outcomes
-        }
+        self._requests = Totals(
+            "cloudseal_requests",
+            "Requests answered, by how.",
+            ("type", "outcome"),
+            product(REQUEST_TYPES, outcomes),
+            registry,
+        )
         self._request_seconds = Histogram(
             "cloudseal_request_seconds",
             "From a frame's arrival to its answer.",
@@ -125,14 +153,13 @@ class Metrics:
             SECONDS,
             registry,
         )
-        items = Counter(
-            "cloudseal_items", "Items answered one by one.", ["type", "outcome"], registry=registry
+        self._items = Totals(
+            "cloudseal_items",
+            "Items answered one by one.",
+            ("type", "outcome"),
+            (("sign", "signed"), ("sign", "failed"), ("verify", "valid"), ("verify", "invalid")),
+            registry,
         )
-        self._items = {
-            (type_, outcome): items.labels(type_, outcome)
-            for type_, outcomes_ in (("sign", ("signed", "failed")), ("verify", ("valid", "invalid")))
-            for outcome in outcomes_
-        }
         self.connections = Gauge("cloudseal_connections", "Connections open.", registry=registry)
         self.connections_refused = Counter(
             "cloudseal_connections_refused", "Connections turned away at the limit.", registry=registry
@@ -178,16 +205,15 @@ class Metrics:
 
     def request_done(self, type_: str, outcome: str, seconds: float) -> None:
         """A request was answered."""
-        self._requests[type_, outcome].inc()
+        self._requests.add((type_, outcome))
         self._request_seconds.observe(type_, seconds)
 
     def items_done(self, type_: str, good: int, bad: int) -> None:
         """Items of a request were answered."""
         first, second = ("signed", "failed") if type_ == "sign" else ("valid", "invalid")
-        if good:
-            self._items[type_, first].inc(good)
+        self._items.add((type_, first), good)
         if bad:
-            self._items[type_, second].inc(bad)
+            self._items.add((type_, second), bad)
 
     def slice_done(self, token: str, piece: SliceFacts, execution_s: float) -> None:
         """A worker has answered a slice."""
