@@ -40,6 +40,7 @@ from appliance.metrics import Metrics
 from appliance.policy import HeldKey
 from appliance.settings import SignerSettings
 from appliance.verifying import Verifier
+from appliance.wire import Form
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ class Occasion(Protocol):
 
     def end(self) -> None:
         """All that came together have been handled."""
+
+
+_FORMS: Final = {form: link.Form(form) for form in Form}
+"""The wire's form of items -> the link's."""
 
 
 class SignerWorker(asyncio.Protocol):
@@ -97,8 +102,8 @@ class SignerWorker(asyncio.Protocol):
         sequence = self._next()
         self.slices[sequence] = piece
         body = piece.body()
-        form = link.Form(piece.form)
-        head = link.pack_sign_head(sequence, self.slots[piece.key], form, piece.count, sum(map(len, body)))
+        form, slot = _FORMS[piece.form], self.slots[piece.key]
+        head = link.pack_sign_head(sequence, slot, form, piece.count, sum(map(len, body)))
         self._write(b"".join((head, *body)))
 
     # Requests -------------------------------------------------------------------------------------------
@@ -175,35 +180,41 @@ class SignerWorker(asyncio.Protocol):
         self.pool.worker_gone(self, slices)
 
     def data_received(self, data: bytes) -> None:
-        """Cut the stream into frames."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
+        """Cut the stream into frames. One that came whole is a view into what was received, and not copied."""
+        buffer: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data  # a large frame grows in place, as fast as it arrives
+            buffer = self._buffer
+        at, end = 0, len(buffer)
         self.pool.occasion.begin()
         try:
-            while len(buffer) - at >= link.HEADER_LEN:
-                header = link.unpack_header(buffer[at : at + link.HEADER_LEN])
-                body_at = at + link.HEADER_LEN
-                at_next = body_at + header.payload_len
-                if len(buffer) < at_next:
-                    break
-                payload = bytes(memoryview(buffer)[body_at:at_next])
-                at = at_next
-                self._frame(header.kind, header.sequence, payload)
+            with memoryview(buffer) as view:
+                while end - at >= link.HEADER_LEN:
+                    body_at = at + link.HEADER_LEN
+                    header = link.unpack_header(view[at:body_at])
+                    at_next = body_at + header.payload_len
+                    if end < at_next:
+                        break
+                    # A view into the growing buffer would keep it from growing.
+                    payload = view[body_at:at_next] if buffer is data else bytes(view[body_at:at_next])
+                    at = at_next
+                    self._frame(header.kind, header.sequence, payload)
         except (ValueError, KeyError, TypeError) as error:
             self._broken(f"a frame that makes no sense: {error!r}")
             return
         finally:
             self.pool.occasion.end()
-        if at:
-            del buffer[:at]
+        if buffer is data:
+            self._buffer += data[at:]
+        elif at:
+            del self._buffer[:at]
 
     def _broken(self, what: str) -> None:
         log.error("signer %s/%d sent %s; it is replaced", self.pool.name, self.index, what)
         if self._transport is not None:
             self._transport.abort()
 
-    def _frame(self, kind: int, sequence: int, payload: bytes) -> None:
+    def _frame(self, kind: int, sequence: int, payload: bytes | memoryview) -> None:
         self._heard_at = self.pool.now
         if kind == link.Kind.SIGNED:
             answer = link.unpack_signed(memoryview(payload))
@@ -280,6 +291,7 @@ class SignerPool:
         self.down_reason = ""
         self.restarts = 0
         self.refused_keys: dict[str, str] = {}
+        self._has_hashing = any(rules.hashes == "token" for rules in profile.algorithms.values())
         self._read_pin = read_pin
         self._settings = settings
         self._verifier = verifier
@@ -308,7 +320,8 @@ class SignerPool:
 
     def hashes_itself(self, algorithm: Algorithm) -> bool:
         """Whether the token takes messages rather than digests."""
-        return self.profile.algorithms[algorithm.label].hashes == "token"
+        # Asked for each request, and no is the usual answer.
+        return self._has_hashing and self.profile.algorithms[algorithm.label].hashes == "token"
 
     def submit(self, work: Work) -> None:
         """Accept work, or raise ``Unavailable`` or ``Busy``."""
