@@ -524,7 +524,10 @@ class Dispatcher:
         return None
 
     def _fill(self, queue: _Queue, bulk: bool) -> Slice:
-        """Take parts off the queue until the slice is as large as it may be."""
+        """Take whole parts off the queue while they fit, or a piece of one that is too large.
+
+        A request that fits into a slice is not cut, so that its answer is not put together again.
+        """
         target = int(self._settings.slice_target_ms / 1_000 / self._item_s)
         idle = 0
         for worker in self._workers:
@@ -534,19 +537,24 @@ class Dispatcher:
         room = max(1, min(target, self._settings.max_slice_items))
         parts: list[Part] = []
         count = 0
-        while queue.parts and count < room:
+        while queue.parts:
             part = queue.parts[0]
-            if parts and part.work.items.form is not parts[0].work.items.form:
+            if parts and (count + part.count > room or part.work.items.form is not parts[0].work.items.form):
                 break
-            take = min(part.count, room - count)
-            if take == part.count:
+            if part.count <= room:
                 queue.parts.popleft()
                 parts.append(part)
+                count += part.count
             else:
-                parts.append(Part(part.work, part.first, take))
-                part.first += take
-                part.count -= take
-            count += take
+                # Even pieces, near the size that is wanted: a stub at the end would cost as much as a whole one.
+                pieces = max(round(part.count / room), -(-part.count // self._settings.max_slice_items))
+                count = -(-part.count // max(pieces, 1))
+                parts.append(Part(part.work, part.first, count))
+                part.first += count
+                part.count -= count
+                if not part.count:
+                    queue.parts.popleft()
+                break
         queue.items -= count
         self.queued_items -= count
         return Slice(queue.key, parts[0].work.items.form, parts, count, bulk, self._clock())

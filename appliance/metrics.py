@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import Final, Protocol
 
 from prometheus_client import (
@@ -90,8 +90,8 @@ class Histogram(Collector):
         yield family
 
 
-class Totals(Collector):
-    """A counter with labels that belongs to one event loop: plain numbers, for the same reason as ``Histogram``."""
+class Counts(Collector):
+    """Counters that belong to one event loop, for what is counted with every request: plain numbers, no mutex."""
 
     def __init__(
         self,
@@ -101,20 +101,16 @@ class Totals(Collector):
         series: Iterable[tuple[str, ...]],
         registry: CollectorRegistry,
     ) -> None:
+        self.values: dict[tuple[str, ...], int] = dict.fromkeys(series, 0)
         self._name = name
         self._text = text
         self._labels = labels
-        self._values = dict.fromkeys(series, 0)
         registry.register(self)
-
-    def add(self, series: tuple[str, ...], amount: int = 1) -> None:
-        """Count; ``series`` holds the labels' values and is one of those named at the start."""
-        self._values[series] += amount
 
     def collect(self) -> Iterable[Metric]:
         """What a scrape reads."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for series, value in self._values.items():
+        for series, value in self.values.items():
             family.add_metric(series, value)
         yield family
 
@@ -138,11 +134,11 @@ class Metrics:
         )
         build.labels(__version__).set(1)
         outcomes = ("ok", *(row.label for row in TABLE.values()))
-        self._requests = Totals(
+        self._requests = Counts(
             "cloudseal_requests",
             "Requests answered, by how.",
             ("type", "outcome"),
-            product(REQUEST_TYPES, outcomes),
+            [(type_, outcome) for type_ in REQUEST_TYPES for outcome in outcomes],
             registry,
         )
         self._request_seconds = Histogram(
@@ -153,11 +149,11 @@ class Metrics:
             SECONDS,
             registry,
         )
-        self._items = Totals(
+        self._items = Counts(
             "cloudseal_items",
             "Items answered one by one.",
             ("type", "outcome"),
-            (("sign", "signed"), ("sign", "failed"), ("verify", "valid"), ("verify", "invalid")),
+            [("sign", "signed"), ("sign", "failed"), ("verify", "valid"), ("verify", "invalid")],
             registry,
         )
         self.connections = Gauge("cloudseal_connections", "Connections open.", registry=registry)
@@ -205,15 +201,16 @@ class Metrics:
 
     def request_done(self, type_: str, outcome: str, seconds: float) -> None:
         """A request was answered."""
-        self._requests.add((type_, outcome))
+        self._requests.values[type_, outcome] += 1
         self._request_seconds.observe(type_, seconds)
 
     def items_done(self, type_: str, good: int, bad: int) -> None:
         """Items of a request were answered."""
         first, second = ("signed", "failed") if type_ == "sign" else ("valid", "invalid")
-        self._items.add((type_, first), good)
+        if good:
+            self._items.values[type_, first] += good
         if bad:
-            self._items.add((type_, second), bad)
+            self._items.values[type_, second] += bad
 
     def slice_done(self, token: str, piece: SliceFacts, execution_s: float) -> None:
         """A worker has answered a slice."""

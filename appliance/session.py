@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance import __version__, wire
@@ -27,8 +27,11 @@ from appliance.settings import WindowSettings
 from appliance.wire import Frame, FrameType
 
 
-class State(Enum):
-    """Where the conversation stands."""
+class State(IntEnum):
+    """Where the conversation stands.
+
+    An ``IntEnum``, for the table is asked with every frame and an ``Enum`` hashes in Python.
+    """
 
     NEW = auto()
     AUTHENTICATING = auto()

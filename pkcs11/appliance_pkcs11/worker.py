@@ -421,7 +421,7 @@ def main(arguments: list[str]) -> NoReturn:
 
 
 def _say_in_a_line(hook: sys.UnraisableHookArgs) -> None:
-    """The library's destructors raise when the token has gone; that is told elsewhere, and a traceback tells no more."""
+    """The library raises in destructors when the token has gone; that is told elsewhere, a traceback tells no more."""
     print(f"seal-signer: while cleaning up: {hook.exc_value!r}", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from appliance_fixture import Appliance, Authority, Bench, SoftToken, free_port, until
+from appliance_fixture import ROOT, Appliance, Authority, Bench, SoftToken, free_port, until
 
 from appliance.errors import ConfigError
 
@@ -264,7 +264,7 @@ def test_health_readiness_and_metrics(appliance: Appliance) -> None:
 
 
 def test_metrics_please_promtool(appliance: Appliance) -> None:
-    promtool = shutil.which("promtool")
+    promtool = shutil.which("promtool") or shutil.which("promtool", path=ROOT / "build")
     if promtool is None:
         pytest.skip("needs promtool, from the Debian package prometheus")
     appliance.start()
