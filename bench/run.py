@@ -1,6 +1,7 @@
 """``make bench``: every figure, table and picture of this folder, in one run.
 
     throughput   signatures per second beside the raw loop and others    results.json  results.md  results.svg
+    verifying    the verification engines by themselves                  (prints them)
     stages       where a signature's time goes                           stages.json  README.md  flame-*.svg
     latency      how long single requests wait                           latency.json  README.md  latency.svg
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +37,13 @@ def run_throughput(options: argparse.Namespace) -> None:
     report.write_json(options.output / "results.json", document)
     (options.output / "results.md").write_text(throughput.table(document))
     throughput.picture(document, options.output / "results.svg")
+
+
+def run_verifying(options: argparse.Namespace) -> None:
+    """A program of its own: it needs neither daemon nor token."""
+    program = HERE / "verifying.py"
+    if program.exists():
+        subprocess.run([sys.executable, program], check=True)
 
 
 def run_stages(options: argparse.Namespace) -> None:
@@ -59,6 +69,7 @@ def readme(output: Path) -> Path:
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "throughput": run_throughput,
+    "verifying": run_verifying,
     "stages": run_stages,
     "latency": run_latency,
 }
