@@ -24,6 +24,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -501,10 +502,10 @@ class Client:
 
     async def ping(self, *, deadline_s: float | None = None) -> float:
         """Seconds there and back."""
-        began_at = self._loop.time()
-        deadline_at = began_at + (self._deadline_s if deadline_s is None else deadline_s)
+        began_at = time.perf_counter()  # the loop's own clock may count in milliseconds
+        deadline_at = self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
         await self._call(lambda request_id: wire.encode_ping(request_id), FrameType.PONG, 0, deadline_at)
-        return self._loop.time() - began_at
+        return time.perf_counter() - began_at
 
     # Calls ----------------------------------------------------------------------------------------------
 
