@@ -4,8 +4,8 @@ Requests are sent at instants drawn beforehand (an open loop, Poisson), whatever
 counts from that instant, so that a stall is felt by every request that falls into it and not by one.
 
 * At half of saturation: singles before SoftHSM2 and before firmware-sim. What they are compared with is the raw call's
-  median in the same run plus one round trip: over a bare Unix socket between two processes that only echo, and, as what
-  a client of ours can see at best, of a PING through the client library and the front.
+  median in the same run plus one round trip: over a bare Unix socket between two processes that only echo, and of a
+  PING that the front answers. Saturation is what 64 requests in flight reach.
 * A slow network token: the simulator's timing model, 64 engines of 20 ms a signature behind a round trip of 1 ms a
   call. The worker has 64 sessions. Load is told as a share of what 64 sessions can do.
 * Fairness: a clerk asks for a seal every 20 ms, alone and while one request of 65,536 items is being signed.
@@ -16,25 +16,25 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import socket
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import end_to_end
 import peers
 import report
 import tokens
 import uvloop
-from end_to_end import KEY, Appliance
+from end_to_end import ACCOUNT, KEY, Appliance
 from report import percentile
 
 from appliance import wire
-from appliance.client import Client
-from appliance.wire import MAX_ITEMS, Priority
+from appliance.wire import MAX_ITEMS, FrameType, Priority
 
 ROUND_TRIP_US, SERVICE_US, ENGINES = 1_000, 20_000, 64
 CALLS = 2  # C_SignInit and C_Sign: a round trip each
@@ -42,8 +42,6 @@ SLOW_CALL_S = (SERVICE_US + CALLS * ROUND_TRIP_US) / 1e6
 SLOW_LOADS = (0.05, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
 CLERK_EVERY_S = 0.02
 DEADLINE_S = 60.0
-CONNECTIONS = 4
-"""Callers are several programs; one connection would do."""
 
 
 def measure(seconds: float) -> dict[str, Any]:
@@ -71,35 +69,68 @@ def _poisson(rate: float, seconds: float, seed: str) -> list[float]:
     return instants
 
 
-async def _ask_at(clients: Sequence[Client], instants: Sequence[float]) -> list[float]:
-    """The latency of a single request sent at each instant, in seconds."""
-    latencies = [0.0] * len(instants)
-    digest = os.urandom(32)
-    began_at = time.perf_counter() + 0.01
+class _Caller:
+    """One connection by hand: the client library runs on a loop whose timers tick in milliseconds, too coarse here."""
 
-    async def ask(number: int) -> None:
-        client = clients[number % len(clients)]
-        await client.sign_batch(
-            KEY, wire.digests(digest), priority=Priority.INTERACTIVE, deadline_s=DEADLINE_S
-        )
-        latencies[number] = time.perf_counter() - began_at - instants[number]
+    def __init__(self, daemon: Appliance) -> None:
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.settimeout(DEADLINE_S)
+        self._sock.connect(daemon.address.removeprefix("unix:"))
+        self._reader = wire.FrameReader(1 << 20)
+        self._sock.sendall(wire.encode_hello(wire.Hello(wire.VERSION, wire.VERSION, ACCOUNT, "")))
+        self._window = wire.decode_welcome(self._frames(FrameType.WELCOME)[0].payload).window_requests
+        self._items = wire.digests(os.urandom(32))
 
-    async with asyncio.TaskGroup() as group:
-        for number, instant in enumerate(instants):
-            wait_s = began_at + instant - time.perf_counter()
-            if wait_s > 0:
-                await _sleep(wait_s)
-            group.create_task(ask(number))
-    return latencies
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
 
-async def _sleep(wait_s: float) -> None:
-    """The loop's timers tick in milliseconds; what is left of one is passed by letting others run."""
-    until = time.perf_counter() + wait_s
-    if wait_s > 0.002:
-        await asyncio.sleep(wait_s - 0.0015)
-    while time.perf_counter() < until:
-        await asyncio.sleep(0)
+    def _frames(self, expected: FrameType) -> list[wire.Frame]:
+        """At least one."""
+        frames: list[wire.Frame] = []
+        while not frames:
+            self._reader.receive(self._sock.recv(1 << 18))
+            while (frame := self._reader.next_frame()) is not None:
+                if frame.type is not expected:
+                    raise RuntimeError(f"expected {expected.name}, got {frame.type.name}")
+                frames.append(frame)
+        return frames
+
+    def ping_s(self, rounds: int = 1_000) -> float:
+        """Median of a PING's round trip."""
+        taken = []
+        for number in range(rounds):
+            began_at = time.perf_counter()
+            self._sock.sendall(wire.encode_ping(number + 1))
+            self._frames(FrameType.PONG)
+            taken.append(time.perf_counter() - began_at)
+        return percentile(sorted(taken), 0.5)
+
+    def ask_at(self, instants: Sequence[float]) -> list[float]:
+        """The latency in seconds of a single request sent at each instant; waiting for the window counts."""
+        latencies = [0.0] * len(instants)
+        sent = answered = 0
+        began_at = time.perf_counter() + 0.01
+        while answered < len(instants):
+            wait_s = DEADLINE_S
+            if sent < len(instants) and sent - answered < self._window:
+                wait_s = began_at + instants[sent] - time.perf_counter()
+                if wait_s <= 0:
+                    self._sock.sendall(wire.encode_sign(sent + 1, self._request(sent)))
+                    sent += 1
+                    continue
+            if select.select([self._sock], [], [], wait_s)[0]:
+                for frame in self._frames(FrameType.SIGNED):
+                    number = frame.request_id - 1
+                    latencies[number] = time.perf_counter() - began_at - instants[number]
+                    answered += 1
+        return latencies
+
+    def _request(self, number: int) -> wire.SignRequest:
+        deadline_ms = int(DEADLINE_S * 1_000)
+        return wire.SignRequest(bytes(16), number, deadline_ms, Priority.INTERACTIVE, KEY, self._items)
 
 
 def _summary(latencies: Sequence[float]) -> dict[str, float]:
@@ -140,16 +171,13 @@ def _half_load(opened: Any, seconds: float) -> dict[str, Any]:
     with opened as token, tempfile.TemporaryDirectory() as folder, end_to_end.running(token) as daemon:
         program = peers.build_raw_loop(Path(folder))
         raw = peers.raw_loop(program, replace(token.target, key_id=daemon.key_id), seconds)
-        saturated = end_to_end.singles(daemon, seconds, connections=CONNECTIONS, in_flight=16)
+        saturated = end_to_end.singles(daemon, seconds, in_flight=64)
         instants = _poisson(saturated["rate"] / 2, seconds, "half load")
 
-        async def run() -> tuple[float, list[float]]:
-            async with end_to_end.clients(daemon, CONNECTIONS) as clients:
-                pings = sorted([await clients[0].ping() for _ in range(1_000)])
-                await _ask_at(clients, instants[:100])
-                return percentile(pings, 0.5), await _ask_at(clients, instants)
-
-        ping_s, latencies = uvloop.run(run())
+        with _Caller(daemon) as caller:
+            ping_s = caller.ping_s()
+            caller.ask_at(instants[:100])
+            latencies = caller.ask_at(instants)
         return {
             "raw_p50_us": raw["p50_us"],
             "ping_us": round(ping_s * 1e6, 1),
@@ -166,14 +194,11 @@ def _slow_token(seconds: float) -> dict[str, Any]:
     profile = {"workers": 1, "sessions": ENGINES, "locking": "os", "batch": "plain"}
     timing = {"round_trip_us": ROUND_TRIP_US, "service_us": SERVICE_US, "engines": ENGINES}
     with tokens.firmware_sim(**timing) as token, end_to_end.running(token, profile=profile) as daemon:
-
-        async def run(rate: float) -> list[float]:
-            async with end_to_end.clients(daemon, CONNECTIONS) as clients:
-                await _ask_at(clients, _poisson(rate, 0.2, "warm"))
-                return await _ask_at(clients, _poisson(rate, seconds, "slow token"))
-
         for load in SLOW_LOADS:
-            loads[str(load)] = _summary(uvloop.run(run(load * saturation)))
+            with _Caller(daemon) as caller:
+                caller.ask_at(_poisson(load * saturation, 0.2, "warm"))
+                latencies = caller.ask_at(_poisson(load * saturation, seconds, "slow token"))
+            loads[str(load)] = _summary(latencies)
     return {"service_us": SLOW_CALL_S * 1e6, "saturation": round(saturation), "loads": loads}
 
 
