@@ -44,6 +44,8 @@ from appliance.web import Services, health_application, officer_application, off
 log = logging.getLogger("appliance")
 
 MAX_PIN_LEN: Final = 255
+GC_THRESHOLD: Final = 20_000
+"""Allocations between two looks of the collector: a request leaves no cycles, and 700 is a look every few requests."""
 DRAIN_TICK_S: Final = 0.01
 SPARE_OPEN_FILES: Final = 512
 """For workers, listeners, the registry, officers, scrapes, and clients that are turned away."""
@@ -383,6 +385,7 @@ async def _serve(settings: Settings, config: Path, following: Following | None) 
         loop.add_signal_handler(number, daemon.request_stop)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
+    gc.set_threshold(GC_THRESHOLD)
     await daemon.run(following)
     if lock is not None:
         os.close(lock)

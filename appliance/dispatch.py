@@ -42,7 +42,7 @@ INTERACTIVE_MAX_ITEMS: Final = 16
 """Up to here a request that names no priority counts as interactive: a clerk's handful of seals."""
 SPLIT: Final = 8
 """A part whose worker died comes back in so many pieces: few steps to single out one item in 4,096."""
-MIN_AHEAD_ITEMS: Final = 8
+MIN_AHEAD_ITEMS: Final = 3
 """A slice is given ahead of a free session only when so many items wait: below, waiting for company costs less than
 another slice does."""
 FIRST_GUESS_ITEM_S: Final = 100e-6

@@ -189,6 +189,6 @@ def check_name(name: str, what: str) -> None:
     encoded = name.encode("utf-8", "replace")
     if not 1 <= len(encoded) <= MAX_NAME_LEN or not name.isprintable() or " " in name or name == EVERY_KEY:
         raise BadRequest(
-            f"{name!r} is no name for a {what}",
+            f"{name[: MAX_NAME_LEN + 1]!r}: no name for {what}s",
             hint=f"1 to {MAX_NAME_LEN} bytes of printable UTF-8 without blanks",
         )

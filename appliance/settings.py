@@ -193,7 +193,9 @@ def _compose(path: Path) -> yaml.Node:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="name the file with --config") from error
+        raise ConfigError(
+            f"{path}: {error.strerror}", hint="check --config, and the files that the configuration names"
+        ) from error
     if len(raw) > MAX_CONFIG_LEN:
         raise ConfigError(f"{path}: {len(raw)} bytes, expected at most {MAX_CONFIG_LEN}")
     try:

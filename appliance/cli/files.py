@@ -43,7 +43,15 @@ def read_der(path: Path) -> bytes:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """The file with that content, whole and on disk; or, after a crash, as it was before."""
+    """The file with that content, whole and on disk; or, after a crash, as it was before.
+
+    A symbolic link is followed; what is no regular file (a device, a pipe) is written to and not replaced.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_file():
+        _write_through(path, data)
+        return
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -61,6 +69,14 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise BadRequest(
             f"{path}: {error.strerror}", hint="check the directory, its owner and the disk"
         ) from error
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb", buffering=0) as file:
+            file.write(data)
+    except OSError as error:
+        raise BadRequest(f"{path}: {error.strerror}", hint="name a file") from error
 
 
 def sync_directory(path: Path) -> None:

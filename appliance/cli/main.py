@@ -23,6 +23,8 @@ from appliance.errors import TABLE, ApplianceError, BadRequest
 
 EXIT_DONE: Final = 0
 EXIT_NEGATIVE: Final = 1
+EXIT_NO_OUTPUT: Final = 74
+"""EX_IOERR of sysexits. Not 1: a full disk must not look like an invalid signature."""
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell has it."""
 EXIT_BROKEN_PIPE: Final = 141
@@ -39,6 +41,7 @@ def exit_codes() -> dict[int, str]:
         EXIT_DONE: "done",
         EXIT_NEGATIVE: "the answer is no: a signature is invalid, or items failed",
         **{code: "; ".join(texts) for code, texts in sorted(meanings.items())},
+        EXIT_NO_OUTPUT: "it was done, and the answer could not be written",
         EXIT_INTERRUPTED: "interrupted",
         EXIT_BROKEN_PIPE: "whoever read the output has gone",
     }
@@ -99,7 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.note("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python would complain once more while it shuts down: nobody can read it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_stdout()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # everything else that fails has become an ``ApplianceError`` where it failed
+        _abandon_stdout()
+        print(f"cloud-seal: the answer could not be written: {error.strerror}", file=sys.stderr)
+        return EXIT_NO_OUTPUT
     return int(answer.exit_code)
+
+
+def _abandon_stdout() -> None:
+    """Python would complain once more while it shuts down: nobody can read it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,6 +45,7 @@ from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
 from appliance.errors import (
     ApplianceError,
     BadRequest,
+    ConfigError,
     DeadlineExceeded,
     ProtocolError,
     RequestError,
@@ -243,6 +244,11 @@ class Client:
             retries=retries,
             batch_singles=batch_singles,
         )
+        if not address.startswith("unix:"):
+            try:
+                split_address(address)
+            except ConfigError as error:
+                raise BadRequest(error.detail, hint="or unix:/path/of.sock") from error
         client._spawn(client._tick())
         client._spawn(client._stay_connected())
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,12 +69,20 @@ def test_the_commands_are_these() -> None:
 
 def test_exit_codes_are_those_of_the_error_table() -> None:
     codes = program.exit_codes()
-    assert {row.exit_code for row in TABLE.values()} == set(codes) - {0, 1, 130, 141}
+    assert {row.exit_code for row in TABLE.values()} == set(codes) - {0, 1, 74, 130, 141}
     for row in TABLE.values():
         assert f"{row.label}: " in codes[row.exit_code]
     text = program.build_parser().format_help()
     for code, meaning in codes.items():
         assert f"{code:>3}  {meaning}" in text
+
+
+def test_an_answer_that_cannot_be_written_is_not_a_no(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [Path(sys.executable).parent / "cloud-seal", "init", "--directory", tmp_path / "new"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == program.EXIT_NO_OUTPUT
+    assert "could not be written: No space left on device" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from appliance.cli import setup
+from appliance.cli.files import write_durably
 from appliance.cli.main import main
 from appliance.daemon import check
-from appliance.errors import ConfigError, Unavailable
+from appliance.errors import BadRequest, ConfigError, Unavailable
 from appliance.registry import Registry
 from appliance.settings import load_settings
 
@@ -191,3 +192,19 @@ def test_the_profile_of_the_demo_is_the_shipped_one_but_for_its_place(tmp_path: 
     mine = yaml.safe_load((tmp_path / "tokens" / "softhsm2.yaml").read_text())
     theirs = yaml.safe_load(setup.shipped("tokens").joinpath("softhsm2.yaml").read_text())
     assert {name for name in theirs if mine[name] != theirs[name]} <= {"module", "token_label", "environment"}
+
+
+def test_devices_and_links_are_written_through_and_not_replaced(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    write_durably(link, b"one")
+    assert link.is_symlink() and real.read_bytes() == b"one"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_durably(pipe, b"two")
+    assert os.read(reader, 10) == b"two" and pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(BadRequest, match="No space left"):
+        write_durably(Path("/dev/full"), b"three")
+    assert Path("/dev/full").is_char_device()
