@@ -23,7 +23,7 @@ typedef struct CLOUDSEAL_BATCH_FUNCTION_LIST {
      *   digests     count * 32 bytes
      *   signatures  count * 64 bytes, r || s, written only where the status is 0
      *   statuses    count bytes: 0 signed; 1 failed, nothing of it may be used; 2 not tried
-     *   done        how many statuses are 0
+     *   done        how many items were tried, from the front: their statuses are 0 or 1
      *
      * CKR_OK: the call went through, look at the statuses. Any other value: no signature may be used, though
      * some may have been made and counted (as after any lost answer of a token). The session needs no

@@ -69,7 +69,7 @@ static CK_RV sign_batch(struct module *m, struct session *s, const CK_MECHANISM 
     rv = (lanes ? in_lanes : one_by_one)(m, &op, count, digests, signatures, statuses);
     signing_end(&op);
     for (size_t i = 0; rv == CKR_OK && i < count; i++)
-        *done += statuses[i] == SIGNED;
+        *done += statuses[i] != NOT_TRIED;
     return rv;
 }
 
