@@ -1,4 +1,8 @@
-"""Sessions, connections and permits: what may come when, what is held meanwhile, and that all of it is given back."""
+"""Sessions, connections and permits: what may come when, what is held meanwhile, and that all of it is given back.
+
+Over 900 lines, and one module on purpose: every test stands on the rig at its top, and permits are only seen to come
+back where the whole conversation is played.
+"""
 
 from __future__ import annotations
 
