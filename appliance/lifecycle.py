@@ -89,6 +89,9 @@ class Act(Enum):
     EXPIRE = "expire"
     SLEEP = "sleep"
     ABANDON = "abandon"
+    REPLACE = "replace"
+    """Cancelled because the seal that was made in its place is active (换领). Two people wanted that one made, and its
+    application names this one: it takes no further proposal."""
 
 
 class Role(Enum):
@@ -134,23 +137,32 @@ INVALID_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A row of the table. ``roles`` is empty where only the system does it; any one of them is enough."""
+    """A row of the table. Any one of ``roles`` is enough; it is empty where no person does it.
+
+    ``by_system``: it comes about by itself too, by time, by a receipt, or as a consequence of another seal's act.
+    """
 
     act: Act
     source: State | None
     target: State
     roles: frozenset[Role]
     two_people: bool = False
+    by_system: bool = False
 
 
 def _row(
-    act: Act, sources: tuple[State | None, ...], target: State | None, *roles: Role, two: bool = False
+    act: Act,
+    sources: tuple[State | None, ...],
+    target: State | None,
+    *roles: Role,
+    two: bool = False,
+    system: bool = False,
 ) -> list[Transition]:
     rows = []
     for source in sources:
         end = target if target is not None else source
         assert end is not None
-        rows.append(Transition(act, source, end, frozenset(roles), two))
+        rows.append(Transition(act, source, end, frozenset(roles), two, system or not roles))
     return rows
 
 
@@ -161,7 +173,7 @@ _ROWS: Final = (
     *_row(Act.REVIEW, (State.APPLIED,), State.REVIEWED, Role.REVIEWER),
     *_row(Act.REFUSE, (State.APPLIED, State.REVIEWED), State.REFUSED, Role.REVIEWER),
     *_row(Act.MAKE, (State.REVIEWED,), State.MADE, Role.MAKER, two=True),
-    *_row(Act.FILE, (State.MADE,), State.FILED, Role.FILER),
+    *_row(Act.FILE, (State.MADE,), State.FILED, Role.FILER, system=True),
     *_row(Act.CONFIRM, (State.MADE, State.FILED), None, Role.CLERK),
     *_row(Act.ACTIVATE, (State.FILED,), State.ACTIVE, Role.CUSTODIAN),
     *_row(Act.SUSPEND, (State.ACTIVE,), State.SUSPENDED, Role.SECURITY),
@@ -172,6 +184,7 @@ _ROWS: Final = (
     *_row(Act.EXPIRE, (State.ACTIVE, State.SUSPENDED, State.DORMANT), State.EXPIRED),
     *_row(Act.SLEEP, (State.ACTIVE,), State.DORMANT),
     *_row(Act.ABANDON, (State.MADE, State.FILED), State.CANCELLED),
+    *_row(Act.REPLACE, _LIVING, State.CANCELLED),
 )
 
 TRANSITIONS: Final[Mapping[tuple[State | None, Act], Transition]] = {
@@ -406,7 +419,7 @@ class ProposalState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A critical act that one person wants. ``target`` is a seal's id, or for keys a key's name."""
+    """A critical act that one person wants. ``target`` is a seal's id; for keys, the seal's whose key it is."""
 
     id: str
     act: CriticalAct

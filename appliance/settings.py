@@ -17,10 +17,11 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -122,6 +123,62 @@ class WebSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FilingSettings:
+    """The public security's interface: where makings, changes and cancellations are filed."""
+
+    url: str | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    system_id: str = "cloud-seal"
+    timeout_s: float = _limited(30.0, 0.1, 600)
+    first_retry_s: float = _limited(5.0, 0.01, 3_600)
+    max_retry_s: float = _limited(900.0, 0.01, 86_400)
+    rejected_retry_s: float = _limited(3_600.0, 0.01, 86_400)
+    poll_s: float = _limited(5.0, 0.01, 3_600)
+
+
+@dataclass(frozen=True, slots=True)
+class TimestampSettings:
+    """The time-stamp authority (GB/T 20520) that new seals and seal signatures get their time from."""
+
+    url: str | None = None
+    ca_file: Path | None = None
+    timeout_s: float = _limited(10.0, 0.1, 600)
+    on_seals: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuthoritySettings:
+    """A small time-stamp authority of our own on a key of the token, for demonstrations and tests."""
+
+    listen: str | None = None
+    key: str | None = None
+    certificate_file: Path | None = None
+    policy: str = "1.2.3.4.1"
+
+
+@dataclass(frozen=True, slots=True)
+class SealSettings:
+    """Making and keeping seals."""
+
+    maker_key: str | None = None
+    maker_certificate_file: Path | None = None
+    vendor_id: str = "cloud-seal"
+    version: int = _limited(4, 4, 5)
+    certificate_list: str = "certificates"
+    trust_files: tuple[Path, ...] = ()
+    crl_files: tuple[Path, ...] = ()
+    code_pattern: str = "[1-9][0-9]{12,13}"
+    proposal_ttl_s: float = _limited(259_200.0, 1, 2_592_000)
+    officer_idle_s: float = _limited(900.0, 1, 86_400)
+    sweep_s: float = _limited(60.0, 0.1, 86_400)
+    filing: FilingSettings = field(default_factory=FilingSettings)
+    timestamp: TimestampSettings = field(default_factory=TimestampSettings)
+    authority: AuthoritySettings = field(default_factory=AuthoritySettings)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSettings:
     """One token: how its module is spoken to, and where its PIN is."""
 
@@ -142,6 +199,7 @@ class Settings:
     auth: AuthSettings = field(default_factory=AuthSettings)
     verify: VerifySettings = field(default_factory=VerifySettings)
     web: WebSettings = field(default_factory=WebSettings)
+    seals: SealSettings = field(default_factory=SealSettings)
     front_processes: int = _limited(1, 1, 64)
     log_level: str = "info"
 
@@ -342,5 +400,63 @@ def _check(settings: Settings, path: Path) -> None:
         raise fail(("log_level",), f"expected debug, info, warning or error, got {settings.log_level!r}")
     if settings.verify.engine not in ("auto", "openssl", "scalar", "lanes"):
         raise fail(("verify", "engine"), "expected auto, openssl, scalar or lanes")
+    _check_seals(settings.seals, fail, address)
     if settings.times.default_deadline_s > settings.times.max_deadline_s:
         raise fail(("times", "default_deadline_s"), "expected at most times.max_deadline_s")
+
+
+def _check_seals(
+    seals: SealSettings,
+    fail: Callable[[tuple[str, ...], str], ConfigError],
+    address: Callable[[tuple[str, ...], str], tuple[str, int]],
+) -> None:
+    if (seals.maker_key is None) != (seals.maker_certificate_file is None):
+        raise fail(
+            ("seals", "maker_key"), "expected maker_key and maker_certificate_file together, or neither"
+        )
+    if seals.certificate_list not in ("certificates", "digests"):
+        raise fail(("seals", "certificate_list"), "expected certificates or digests")
+    if _IDENTIFIER.fullmatch(seals.vendor_id) is None:
+        raise fail(("seals", "vendor_id"), "expected 1 to 32 printable ASCII characters without blanks")
+    try:
+        re.compile(seals.code_pattern)
+    except re.error as error:
+        raise fail(("seals", "code_pattern"), f"expected a regular expression: {error}") from error
+    for name, part in (("filing", seals.filing), ("timestamp", seals.timestamp)):
+        if part.url is not None and not _may_call(part.url):
+            raise fail(("seals", name, "url"), "expected https://host…, or http:// on loopback only")
+    filing = seals.filing
+    if (filing.certificate_file is None) != (filing.key_file is None):
+        raise fail(
+            ("seals", "filing", "certificate_file"), "expected certificate_file and key_file, or neither"
+        )
+    if _IDENTIFIER.fullmatch(filing.system_id) is None:
+        raise fail(
+            ("seals", "filing", "system_id"), "expected 1 to 32 printable ASCII characters without blanks"
+        )
+    if filing.first_retry_s > filing.max_retry_s:
+        raise fail(("seals", "filing", "first_retry_s"), "expected at most seals.filing.max_retry_s")
+    if seals.timestamp.on_seals and (seals.timestamp.url is None or seals.version < 5):
+        raise fail(
+            ("seals", "timestamp", "on_seals"), "expected seals.timestamp.url, and seals.version 5 or later"
+        )
+    authority = seals.authority
+    if authority.listen is not None:
+        keys = ("seals", "authority", "listen")
+        if not is_loopback(address(keys, authority.listen)[0]):
+            raise fail(keys, "expected a loopback address: this authority is for demonstrations and tests")
+        if authority.key is None or authority.certificate_file is None:
+            raise fail(keys, "expected seals.authority.key and certificate_file too")
+
+
+_IDENTIFIER: Final = re.compile(r"[!-~]{1,32}")
+
+
+def _may_call(url: str) -> bool:
+    """Whether what is sent there is protected on its way."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
