@@ -123,6 +123,26 @@ class WebSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PasswordSettings:
+    """Protection passwords of seals: what a good one is, how long it lasts, what guessing costs."""
+
+    min_len: int = _limited(10, 8, 64)
+    min_classes: int = _limited(3, 1, 4)
+    max_age_days: int = _limited(90, 1, 3_650)
+    warn_days: int = _limited(14, 0, 3_649)
+    unlock_s: int = _limited(28_800, 60, 604_800)
+    max_unlock_s: int = _limited(86_400, 60, 604_800)
+    max_failures: int = _limited(10, 3, 100)
+    failure_delay_s: float = _limited(1.0, 0.1, 60)
+    max_failure_delay_s: float = _limited(300.0, 0.1, 3_600)
+    forget_failures_after_s: float = _limited(900.0, 1, 86_400)
+    argon2_memory_kib: int = _limited(65_536, 8, 4_194_304)
+    argon2_passes: int = _limited(3, 1, 100)
+    argon2_lanes: int = _limited(1, 1, 64)
+    max_concurrent_hashes: int = _limited(2, 1, 64)
+
+
+@dataclass(frozen=True, slots=True)
 class FilingSettings:
     """The public security's interface: where makings, changes and cancellations are filed."""
 
@@ -173,6 +193,7 @@ class SealSettings:
     proposal_ttl_s: float = _limited(259_200.0, 1, 2_592_000)
     officer_idle_s: float = _limited(900.0, 1, 86_400)
     sweep_s: float = _limited(60.0, 0.1, 86_400)
+    password: PasswordSettings = field(default_factory=PasswordSettings)
     filing: FilingSettings = field(default_factory=FilingSettings)
     timestamp: TimestampSettings = field(default_factory=TimestampSettings)
     authority: AuthoritySettings = field(default_factory=AuthoritySettings)
@@ -401,6 +422,7 @@ def _check(settings: Settings, path: Path) -> None:
     if settings.verify.engine not in ("auto", "openssl", "scalar", "lanes"):
         raise fail(("verify", "engine"), "expected auto, openssl, scalar or lanes")
     _check_seals(settings.seals, fail, address)
+    _check_passwords(settings.seals.password, fail)
     if settings.times.default_deadline_s > settings.times.max_deadline_s:
         raise fail(("times", "default_deadline_s"), "expected at most times.max_deadline_s")
 
@@ -460,3 +482,14 @@ def _may_call(url: str) -> bool:
     except ValueError:
         return False
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
+
+
+def _check_passwords(password: PasswordSettings, fail: Callable[[tuple[str, ...], str], ConfigError]) -> None:
+    for small, large in (
+        ("warn_days", "max_age_days"),
+        ("unlock_s", "max_unlock_s"),
+        ("failure_delay_s", "max_failure_delay_s"),
+        ("max_failure_delay_s", "forget_failures_after_s"),
+    ):
+        if getattr(password, small) > getattr(password, large):
+            raise fail(("seals", "password", small), f"expected at most seals.password.{large}")

@@ -12,9 +12,10 @@ from typing import Any
 import argon2
 import pytest
 
-from appliance import accounts
-from appliance.accounts import MAX_REMEMBERED_FAILURES, Authenticator, Transport
+from appliance import passwords
+from appliance.accounts import Authenticator, Transport
 from appliance.errors import BadRequest, Busy, NotAuthenticated
+from appliance.passwords import MAX_REMEMBERED_FAILURES
 from appliance.policy import Account
 from appliance.settings import AuthSettings
 from appliance.wire import Hello
@@ -268,13 +269,13 @@ def test_parallel_attempts_take_turns(run: Run) -> None:
         for _ in range(3):
             await rig.attempt("wrong")
         began_at, guessed_at = rig.loop.time(), []
-        verify = rig.authenticator._verify
+        verify = rig.authenticator._hasher.fits
 
         def watched(stored: str, password: str) -> bool:
             guessed_at.append(rig.loop.time() - began_at)
             return verify(stored, password)
 
-        rig.authenticator._verify = watched  # type: ignore[method-assign]
+        rig.authenticator._hasher.fits = watched  # type: ignore[method-assign]
         await asyncio.gather(*(rig.attempt("wrong") for _ in range(50)), return_exceptions=True)
         assert len(guessed_at) >= 2
         assert all(b - a >= 4 for a, b in itertools.pairwise(guessed_at)), guessed_at
@@ -325,14 +326,14 @@ def test_a_lost_client_does_not_leave_its_hash_place_taken(run: Run) -> None:
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        assert rig.authenticator._waiting == 0
+        assert rig.authenticator._hasher.waiting == 0
         assert await rig.attempt()
 
     run(test())
 
 
 def test_too_many_hashes_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "MAX_WAITING_HASHES", 3)
+    monkeypatch.setattr(passwords, "MAX_WAITING_HASHES", 3)
 
     async def test() -> None:
         rig = Rig()
@@ -348,7 +349,7 @@ def test_the_memory_of_failures_is_bounded(run: Run) -> None:
     async def test() -> None:
         rig = Rig()
         for i in range(MAX_REMEMBERED_FAILURES + 50):
-            rig.authenticator._note((f"n{i}", "peer"))
+            rig.authenticator._failures.note((f"n{i}", "peer"))
         assert len(rig.authenticator._failures) == MAX_REMEMBERED_FAILURES
         assert ("n0", "peer") not in rig.authenticator._failures, "the oldest goes first"
 
