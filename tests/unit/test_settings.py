@@ -197,6 +197,22 @@ def test_every_number_is_limited() -> None:
         ("listen:\n  unix_socket_mode: '٦٦٠'", 2, "listen.unix_socket_mode: expected an octal mode"),
         ("verify:\n  engine: abacus", 2, "verify.engine: expected auto, openssl, scalar or lanes"),
         ("times:\n  max_deadline_s: 5", 1, "times.default_deadline_s: expected at most times.max_deadline_s"),
+        (
+            "seals:\n  password:\n    warn_days: 91",
+            3,
+            "password.warn_days: expected at most seals.password.max_age",
+        ),
+        (
+            "seals:\n  password:\n    unlock_s: 90000",
+            3,
+            "password.unlock_s: expected at most seals.password.max_un",
+        ),
+        ("seals:\n  password:\n    max_failure_delay_s: 0.5", 1, "failure_delay_s: expected at most"),
+        (
+            "seals:\n  password:\n    max_failure_delay_s: 901",
+            3,
+            "failure_delay_s: expected at most seals.password.fo",
+        ),
         # Not YAML
         ("listen:\n  backlog: [", 2, "not YAML: "),
         ("a: b: c", 1, "not YAML: "),
@@ -223,7 +239,7 @@ def test_a_mistake_is_told_with_file_line_key_and_what_was_expected(
     path: Path, text: str | bytes, line: int, expected: str
 ) -> None:
     told = error_of(path, text)
-    if "default_deadline_s" in expected:
+    if "default_deadline_s" in expected or expected.startswith("failure_delay_s"):
         assert expected in told and told.startswith(f"{path}:")
         return
     assert told.startswith(f"{path}:{line}: "), told
