@@ -1,7 +1,7 @@
 """The wire protocol's codec, without I/O. ``PROTOCOL.md`` beside this file is its specification.
 
 For: frames to values and values to frames, on both sides of a connection.
-Not for: sockets, clocks, who may do what (``session``, ``policy``).
+Not for: sockets, clocks, who may do what (``session``, ``policy``); frames about seals (``wire_seals``).
 
 Rules:
 
@@ -62,6 +62,10 @@ class FrameType(IntEnum):
     VERIFY = 3
     STATUS = 4
     PING = 5
+    SEAL = 6
+    VERIFY_SEAL = 7
+    SEAL_STATUS = 8
+    UNLOCK = 9
     WELCOME = 65
     SIGNED = 66
     VERIFIED = 67
@@ -69,6 +73,10 @@ class FrameType(IntEnum):
     PONG = 69
     ERROR = 70
     GOAWAY = 71
+    SEALED = 72
+    SEALS_VERIFIED = 73
+    SEAL_STATUS_ANSWER = 74
+    UNLOCKED = 75
 
 
 class Form(IntEnum):
@@ -323,20 +331,23 @@ class FrameReader:
         return Header(payload_len, type_, request_id)
 
 
-def _text(data: Buffer, what: str) -> str:
+def decode_text(data: Buffer, what: str) -> str:
+    """Text, which is UTF-8."""
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise ProtocolError(f"{what}: not UTF-8") from error
 
 
-def _name(data: Buffer, what: str) -> str:
+def decode_name(data: Buffer, what: str) -> str:
+    """The inverse of ``encode_name``."""
     if not 1 <= len(data) <= MAX_NAME_LEN:
         raise ProtocolError(f"{what}: {len(data)} bytes, expected 1 to {MAX_NAME_LEN}")
-    return _text(data, what)
+    return decode_text(data, what)
 
 
-def _encoded(text: str, what: str) -> bytes:
+def encode_text(text: str, what: str) -> bytes:
+    """The inverse of ``decode_text``."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:  # a lone surrogate: bytes from a terminal that were no UTF-8
@@ -345,7 +356,7 @@ def _encoded(text: str, what: str) -> bytes:
 
 def encode_name(name: str, what: str) -> bytes:
     """A name as the wire has it: 1 to 64 bytes of UTF-8."""
-    encoded = _encoded(name, what)
+    encoded = encode_text(name, what)
     if not 1 <= len(encoded) <= MAX_NAME_LEN:
         raise ProtocolError(f"{what}: {len(encoded)} bytes, expected 1 to {MAX_NAME_LEN}")
     return encoded
@@ -357,7 +368,7 @@ def encode_name(name: str, what: str) -> bytes:
 def encode_hello(hello: Hello) -> bytes:
     """A HELLO frame; it has request id 1, for it is the first request."""
     account = encode_name(hello.account, "account")
-    password = _encoded(hello.password, "password")
+    password = encode_text(hello.password, "password")
     if len(password) > MAX_PASSWORD_LEN:
         raise ProtocolError(f"password: {len(password)} bytes, expected at most {MAX_PASSWORD_LEN}")
     head = _HELLO.pack(MAGIC, hello.min_version, hello.max_version, len(password), len(account), 0)
@@ -378,8 +389,8 @@ def decode_hello(payload: Buffer) -> Hello:
     if low > high or not low <= VERSION <= high:
         raise ProtocolError(f"HELLO: versions {low} to {high}", hint=f"this server speaks version {VERSION}")
     split = _HELLO.size + account_len
-    account = _name(payload[_HELLO.size : split], "HELLO: account")
-    return Hello(low, high, account, _text(payload[split:], "HELLO: password"))
+    account = decode_name(payload[_HELLO.size : split], "HELLO: account")
+    return Hello(low, high, account, decode_text(payload[split:], "HELLO: password"))
 
 
 def encode_welcome(request_id: int, welcome: Welcome) -> bytes:
@@ -399,7 +410,7 @@ def decode_welcome(payload: Buffer) -> Welcome:
     version, zero, zeros, requests, items, limit = _WELCOME.unpack_from(payload)
     if zero or zeros or version != VERSION or not requests or not items or not limit:
         raise ProtocolError("WELCOME: a value out of range")
-    return Welcome(version, requests, items, limit, _text(payload[_WELCOME.size :], "WELCOME: server"))
+    return Welcome(version, requests, items, limit, decode_text(payload[_WELCOME.size :], "WELCOME: server"))
 
 
 # Items ------------------------------------------------------------------------------------------------------
@@ -418,14 +429,15 @@ def messages(parts: Sequence[Buffer]) -> Items:
     return Items(Form.MESSAGES, len(parts), lengths, b"".join(parts))
 
 
-def _check_count(count: int, what: str) -> None:
+def check_count(count: int, what: str) -> None:
+    """``ProtocolError`` for a batch of no items, or of too many."""
     if not 1 <= count <= MAX_ITEMS:
         raise ProtocolError(f"{what}: {count} items, expected 1 to {MAX_ITEMS}")
 
 
 def _check_items(items: Items, what: str) -> None:
     """What a decoder would refuse is not sent: the peer would answer it by closing the connection."""
-    _check_count(items.count, what)
+    check_count(items.count, what)
     if items.form is Form.DIGESTS:
         fits = not items.lengths and len(items.data) == items.count * DIGEST_LEN
     else:
@@ -489,11 +501,11 @@ def decode_sign(payload: Buffer) -> SignRequest:
     job_id, first_index, deadline_ms, count, form, priority, key_len, reserved = _SIGN.unpack_from(payload)
     if reserved or priority not in _PRIORITIES:
         raise ProtocolError("SIGN: priority out of range, or the reserved byte is not 0")
-    _check_count(count, "SIGN")
+    check_count(count, "SIGN")
     if first_index + count > 2**64:
         raise ProtocolError("SIGN: the indices go beyond 64 bits")
     split = _SIGN.size + key_len
-    key = _name(payload[_SIGN.size : split], "SIGN: key")
+    key = decode_name(payload[_SIGN.size : split], "SIGN: key")
     items = _decode_items(form, count, payload[split:], "SIGN")
     return SignRequest(job_id, first_index, deadline_ms, _PRIORITIES[priority], key, items)
 
@@ -512,7 +524,7 @@ def decode_signed(payload: Buffer) -> SignedAnswer:
     if len(payload) < _SIGNED.size:
         raise ProtocolError(f"SIGNED: {len(payload)} bytes, expected at least {_SIGNED.size}")
     job_id, first_index, count, failed = _SIGNED.unpack_from(payload)
-    _check_count(count, "SIGNED")
+    check_count(count, "SIGNED")
     if failed > count or len(payload) != _SIGNED.size + count * (1 + SIGNATURE_LEN):
         raise ProtocolError("SIGNED: its lengths do not add up")
     if first_index + count > 2**64:
@@ -552,7 +564,7 @@ def decode_verify(payload: Buffer) -> VerifyRequest:
     if len(payload) < _VERIFY.size:
         raise ProtocolError(f"VERIFY: {len(payload)} bytes, expected at least {_VERIFY.size}")
     deadline_ms, count, form, kind_number, key_len = _VERIFY.unpack_from(payload)
-    _check_count(count, "VERIFY")
+    check_count(count, "VERIFY")
     try:
         kind = KeyKind(kind_number)
     except ValueError as error:
@@ -582,7 +594,7 @@ def decode_verified(payload: Buffer) -> bytes:
     if len(payload) < _VERIFIED.size:
         raise ProtocolError(f"VERIFIED: {len(payload)} bytes, expected at least {_VERIFIED.size}")
     count, invalid = _VERIFIED.unpack_from(payload)
-    _check_count(count, "VERIFIED")
+    check_count(count, "VERIFIED")
     statuses = bytes(payload[_VERIFIED.size :])
     if (
         len(statuses) != count
@@ -619,7 +631,7 @@ def decode_status(payload: Buffer) -> StatusRequest:
         end = position + 1 + payload[position]
         if end > len(payload):
             raise ProtocolError("STATUS: a name is cut short")
-        names.append(_name(payload[position + 1 : end], "STATUS: name"))
+        names.append(decode_name(payload[position + 1 : end], "STATUS: name"))
         position = end
     if position != len(payload):
         raise ProtocolError("STATUS: trailing bytes")
@@ -673,7 +685,7 @@ def decode_status_answer(payload: Buffer) -> list[KeyRecord] | bytes:
         spki_at, end = name_at + name_len, name_at + name_len + spki_len
         if end > len(payload) or state > max(KeyState):
             raise ProtocolError("STATUS_ANSWER: a record is cut short or has an unknown state")
-        name = _name(payload[name_at:spki_at], "STATUS_ANSWER: name")
+        name = decode_name(payload[name_at:spki_at], "STATUS_ANSWER: name")
         records.append(KeyRecord(name, KeyState(state), algorithm, bytes(payload[spki_at:end])))
         position = end
     if position != len(payload):
@@ -716,8 +728,8 @@ def decode_error(payload: Buffer) -> ErrorAnswer:
     if reserved or len(payload) != _ERROR.size + detail_len + hint_len:
         raise ProtocolError("ERROR: its lengths do not add up")
     split = _ERROR.size + detail_len
-    detail = _text(payload[_ERROR.size : split], "ERROR: detail")
-    return ErrorAnswer(code, retry_after_ms, detail, _text(payload[split:], "ERROR: hint"))
+    detail = decode_text(payload[_ERROR.size : split], "ERROR: detail")
+    return ErrorAnswer(code, retry_after_ms, detail, decode_text(payload[split:], "ERROR: hint"))
 
 
 def encode_goaway() -> bytes:

@@ -139,15 +139,16 @@ void sm3_final(sm3_stream *stream, uint8_t digest[SM3_DIGEST_LEN])
         store_be32(digest + 4 * i, stream->state[i]);
 }
 
-void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
-              uint8_t *digests)
+void sm3_many(const sm3_message *messages, size_t count, uint8_t *digests)
 {
-    if (sm3_many_in_lanes(prefix, prefix_len, messages, count, digests))
+    if (sm3_many_in_lanes(messages, count, digests))
         return;
     for (size_t i = 0; i < count; i++) {
         sm3_stream stream;
-        sm3_init(&stream);
-        sm3_update(&stream, prefix, prefix_len);
+        if (messages[i].start != NULL)
+            stream = *messages[i].start;
+        else
+            sm3_init(&stream);
         sm3_update(&stream, messages[i].data, messages[i].len);
         sm3_final(&stream, digests + SM3_DIGEST_LEN * i);
     }

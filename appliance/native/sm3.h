@@ -23,20 +23,19 @@ void sm3_final(sm3_stream *stream, uint8_t digest[SM3_DIGEST_LEN]);
 /* Absorb whole blocks into a chaining value: the compression function itself. */
 void sm3_compress(uint32_t state[8], const uint8_t *blocks, size_t count);
 
-/* One of many messages: the hashed bytes are prefix (shared, may be empty) followed by data. */
+/* One of many messages: what `start` has absorbed already (NULL: nothing), followed by data. Many messages
+ * may share a start, which is only read. */
 typedef struct {
     const uint8_t *data;
     size_t len;
+    const sm3_stream *start;
 } sm3_message;
 
-/* Hash count messages, each preceded by the same prefix of at most SM3_MAX_PREFIX bytes; digests are written
- * in order, 32 bytes each. Uses vector lanes where the processor has them. */
-enum { SM3_MAX_PREFIX = 32 };
-void sm3_many(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
-              uint8_t *digests);
+/* Hash count messages; digests are written in order, 32 bytes each. Uses vector lanes where the processor has
+ * them. */
+void sm3_many(const sm3_message *messages, size_t count, uint8_t *digests);
 
 /* The same in vector lanes (sm3_lanes.c), or false: not here, or not worth it for so few. */
-bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
-                       uint8_t *digests);
+bool sm3_many_in_lanes(const sm3_message *messages, size_t count, uint8_t *digests);
 
 #endif

@@ -14,7 +14,8 @@ enum { LANES = 16 };
 /* A step of all lanes costs about as much as this many blocks one by one. */
 enum { MIN_LANES = 4 };
 
-/* One lane: its message, and the block that is staged where prefix, message and padding meet. */
+/* One lane: its message, and the block that is staged where what was absorbed before, data and padding meet.
+ */
 typedef struct {
     const sm3_message *message;
     uint8_t *digest;
@@ -22,27 +23,35 @@ typedef struct {
     uint8_t staged[SM3_BLOCK_LEN];
 } lane;
 
-static const uint32_t IV[8] = {
-    0x7380166fu, 0x4914b2b9u, 0x172442d7u, 0xda8a0600u, 0xa96f30bcu, 0x163138aau, 0xe38dee4du, 0xb0fb0e4eu,
+/* A message without a start follows nothing. */
+static const sm3_stream NOTHING = {
+    .state = {0x7380166fu, 0x4914b2b9u, 0x172442d7u, 0xda8a0600u, 0xa96f30bcu, 0x163138aau, 0xe38dee4du,
+              0xb0fb0e4eu},
 };
 
-/* The next 64 bytes of prefix || message || padding. */
-static const uint8_t *next_block(lane *l, const uint8_t *prefix, size_t prefix_len)
+static const sm3_stream *start_of(const sm3_message *message)
 {
-    size_t from = SM3_BLOCK_LEN * l->block++, to = from + SM3_BLOCK_LEN, len = prefix_len + l->message->len;
-    if (from >= prefix_len && to <= len)
-        return l->message->data + (from - prefix_len);
+    return message->start != NULL ? message->start : &NOTHING;
+}
+
+/* The next 64 bytes of what awaits its block in the start || data || padding. */
+static const uint8_t *next_block(lane *l)
+{
+    const sm3_stream *start = start_of(l->message);
+    size_t held = start->total_len % SM3_BLOCK_LEN;
+    size_t from = SM3_BLOCK_LEN * l->block++, to = from + SM3_BLOCK_LEN, len = held + l->message->len;
+    if (from >= held && to <= len)
+        return l->message->data + (from - held);
     memset(l->staged, 0, SM3_BLOCK_LEN);
-    if (from < prefix_len)
-        memcpy(l->staged, prefix + from, prefix_len - from); /* the prefix is shorter than a block */
-    size_t data_from = from < prefix_len ? prefix_len : from, data_to = to < len ? to : len;
+    if (from < held)
+        memcpy(l->staged, start->pending, held); /* it is shorter than a block */
+    size_t data_from = from < held ? held : from, data_to = to < len ? to : len;
     if (data_from < data_to)
-        memcpy(l->staged + (data_from - from), l->message->data + (data_from - prefix_len),
-               data_to - data_from);
+        memcpy(l->staged + (data_from - from), l->message->data + (data_from - held), data_to - data_from);
     if (len >= from && len < to)
         l->staged[len - from] = 0x80;
     if (l->block == l->blocks) {
-        uint64_t bits = __builtin_bswap64((uint64_t)len * 8);
+        uint64_t bits = __builtin_bswap64((start->total_len + l->message->len) * 8);
         memcpy(l->staged + SM3_BLOCK_LEN - 8, &bits, 8);
     }
     return l->staged;
@@ -156,8 +165,7 @@ static void write_digest(uint32_t state[8][LANES], size_t i, uint8_t *digest)
     }
 }
 
-bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
-                       uint8_t *digests)
+bool sm3_many_in_lanes(const sm3_message *messages, size_t count, uint8_t *digests)
 {
     static const uint8_t idle[SM3_BLOCK_LEN];
     uint32_t state[8][LANES];
@@ -183,9 +191,10 @@ bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_messa
                 l->message = &messages[next];
                 l->digest = digests + SM3_DIGEST_LEN * next++;
                 l->block = 0;
-                l->blocks = (prefix_len + l->message->len + 8) / SM3_BLOCK_LEN + 1;
+                const sm3_stream *start = start_of(l->message);
+                l->blocks = (start->total_len % SM3_BLOCK_LEN + l->message->len + 8) / SM3_BLOCK_LEN + 1;
                 for (int j = 0; j < 8; j++)
-                    state[j][i] = IV[j];
+                    state[j][i] = start->state[j];
                 busy++;
             }
         }
@@ -193,7 +202,7 @@ bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_messa
             break;
         for (size_t i = 0; i < LANES; i++)
             if (lanes[i].message != NULL)
-                blocks[i] = next_block(&lanes[i], prefix, prefix_len);
+                blocks[i] = next_block(&lanes[i]);
         compress16(state, blocks);
     }
     for (size_t i = 0; i < LANES; i++) {
@@ -204,7 +213,7 @@ bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_messa
         for (int j = 0; j < 8; j++)
             rest[j] = state[j][i];
         while (l->block < l->blocks)
-            sm3_compress(rest, next_block(l, prefix, prefix_len), 1);
+            sm3_compress(rest, next_block(l), 1);
         for (int j = 0; j < 8; j++)
             state[j][i] = rest[j];
         write_digest(state, i, l->digest);
@@ -214,10 +223,9 @@ bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_messa
 
 #else
 
-bool sm3_many_in_lanes(const uint8_t *prefix, size_t prefix_len, const sm3_message *messages, size_t count,
-                       uint8_t *digests)
+bool sm3_many_in_lanes(const sm3_message *messages, size_t count, uint8_t *digests)
 {
-    (void)prefix, (void)prefix_len, (void)messages, (void)count, (void)digests;
+    (void)messages, (void)count, (void)digests;
     return false;
 }
 

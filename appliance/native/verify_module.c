@@ -14,6 +14,9 @@
 /* What one call may carry: bounds its memory, and how long the call runs before its thread is free again. */
 enum { MAX_ITEMS = 65536 };
 
+/* What all messages of a call may begin with: Z, which is a digest. */
+enum { MAX_PREFIX = 32 };
+
 static const struct {
     const char *name;
     engine_kind kind;
@@ -24,9 +27,10 @@ enum { ENGINE_COUNT = sizeof ENGINES / sizeof ENGINES[0] };
 /* ---- messages
  * ---------------------------------------------------------------------------------------------- */
 
-/* Cut `data` into messages of the given big-endian lengths, which must use it up. Returns an array that the
- * caller frees with PyMem_Free, or NULL with an exception. */
-static sm3_message *cut_messages(const Py_buffer *lengths, const Py_buffer *data, size_t *count)
+/* Cut `data` into messages of the given big-endian lengths, which must use it up; each follows `start`.
+ * Returns an array that the caller frees with PyMem_Free, or NULL with an exception. */
+static sm3_message *cut_messages(const Py_buffer *lengths, const Py_buffer *data, const sm3_stream *start,
+                                 size_t *count)
 {
     if (lengths->len % 4 != 0 || lengths->len / 4 > MAX_ITEMS) {
         PyErr_Format(PyExc_ValueError, "lengths are at most %d blocks of 4 bytes, got %zd bytes", MAX_ITEMS,
@@ -43,6 +47,7 @@ static sm3_message *cut_messages(const Py_buffer *lengths, const Py_buffer *data
     size_t left = (size_t)data->len;
     for (size_t i = 0; i < *count; i++, len += 4) {
         messages[i].data = at;
+        messages[i].start = start;
         messages[i].len = (size_t)len[0] << 24 | (size_t)len[1] << 16 | (size_t)len[2] << 8 | len[3];
         if (messages[i].len > left) {
             PyErr_Format(PyExc_ValueError, "message %zu reaches beyond the %zd bytes of data", i, data->len);
@@ -84,16 +89,20 @@ static PyObject *py_sm3_many(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "y*y*y*:sm3_many", &prefix, &lengths, &data))
         return NULL;
     sm3_message *messages = NULL;
-    if (prefix.len > SM3_MAX_PREFIX)
-        PyErr_Format(PyExc_ValueError, "the prefix has at most %d bytes", SM3_MAX_PREFIX);
-    else
-        messages = cut_messages(&lengths, &data, &count);
+    sm3_stream start;
+    if (prefix.len > MAX_PREFIX) {
+        PyErr_Format(PyExc_ValueError, "the prefix has at most %d bytes", MAX_PREFIX);
+    } else {
+        sm3_init(&start);
+        sm3_update(&start, prefix.buf, (size_t)prefix.len);
+        messages = cut_messages(&lengths, &data, &start, &count);
+    }
     if (messages != NULL)
         result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(SM3_DIGEST_LEN * count));
     if (result != NULL) {
         uint8_t *digests = (uint8_t *)PyBytes_AS_STRING(result);
         Py_BEGIN_ALLOW_THREADS
-        sm3_many(prefix.buf, (size_t)prefix.len, messages, count, digests);
+        sm3_many(messages, count, digests);
         Py_END_ALLOW_THREADS
     }
     PyMem_Free(messages);
@@ -124,7 +133,7 @@ static PyObject *py_sha256_many(PyObject *Py_UNUSED(module), PyObject *args)
     size_t count;
     if (!PyArg_ParseTuple(args, "y*y*:sha256_many", &lengths, &data))
         return NULL;
-    sm3_message *messages = cut_messages(&lengths, &data, &count);
+    sm3_message *messages = cut_messages(&lengths, &data, NULL, &count);
     if (messages != NULL)
         result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(DIGEST_LEN * count));
     if (result != NULL) {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appliance import wire
+from appliance import wire, wire_seals
 from appliance.algorithms import MAX_SPKI_LEN
 from appliance.errors import ApplianceError, BadRequest, Busy, ProtocolError, WindowExceeded
 from appliance.wire import (
@@ -327,7 +327,33 @@ DECODERS: dict[FrameType, Callable[[wire.Buffer], Any]] = {
     FrameType.PING: wire.check_echo,
     FrameType.PONG: wire.check_echo,
     FrameType.ERROR: wire.decode_error,
+    FrameType.SEAL: wire_seals.decode_seal,
+    FrameType.SEALED: wire_seals.decode_sealed,
+    FrameType.VERIFY_SEAL: wire_seals.decode_verify_seal,
+    FrameType.SEALS_VERIFIED: wire_seals.decode_seals_verified,
+    FrameType.SEAL_STATUS: wire_seals.decode_seal_status,
+    FrameType.SEAL_STATUS_ANSWER: wire_seals.decode_seal_states,
+    FrameType.UNLOCK: wire_seals.decode_unlock,
+    FrameType.UNLOCKED: wire_seals.decode_unlocked,
 }
+SEAL = wire_seals.SealRequest(
+    bytes(range(16)),
+    7,
+    1_000,
+    Priority.BULK,
+    wire_seals.SealFlag(0),
+    "seal-1",
+    "OA-2026-17",
+    bytes(96),
+    *wire_seals.properties(["/a", "/Doc_0/Signs/Sign_0/Signature.xml", ""]),
+)
+VERIFIED = wire_seals.SealVerified(
+    wire_seals.SealVerdict.INVALID, wire_seals.SealCheck.DATA_HASH, wire_seals.SealCheck.STATUS
+)
+GOOD = wire_seals.SealVerified(wire_seals.SealVerdict.GOOD, wire_seals.SealCheck(0), wire_seals.SealCheck(0))
+STATE = wire_seals.SealStatusRecord(
+    wire_seals.SealState.ACTIVE, wire_seals.SealStatusFlag.UNLOCKED, 1, 2, 3, 4
+)
 EXAMPLES: dict[FrameType, list[bytes]] = {
     FrameType.HELLO: [wire.encode_hello(Hello(1, 1, "approvals", "correct horse"))],
     FrameType.WELCOME: [wire.encode_welcome(1, Welcome(1, 256, 131_072, 1 << 24, "cloud-seal 0.1"))],
@@ -346,6 +372,33 @@ EXAMPLES: dict[FrameType, list[bytes]] = {
     FrameType.PING: [wire.encode_ping(1, b"echo")],
     FrameType.PONG: [wire.encode_frame(FrameType.PONG, 1, b"echo")],
     FrameType.ERROR: [wire.encode_error(1, Busy("full", hint="wait", retry_after_ms=5))],
+    FrameType.SEAL: [
+        wire_seals.encode_seal(1, SEAL),
+        wire_seals.encode_seal(
+            1,
+            SEAL._replace(
+                flags=wire_seals.SealFlag.ONE_PROPERTY, property_lengths=b"\0\4", properties=b"/Doc"
+            ),
+        ),
+    ],
+    FrameType.SEALED: [
+        wire_seals.encode_sealed(
+            1,
+            wire_seals.SealedAnswer(
+                bytes(16), 5, 2, 1, b"body", b"suffix", b"\0\1\0\2\0\3\2\0\0\0\0\0", b"123456"
+            ),
+        )
+    ],
+    FrameType.VERIFY_SEAL: [
+        wire_seals.encode_verify_seal(
+            1, wire_seals.VerifySealRequest(9, bytes(64), b"\0\0\0\1\0\0\0\2", b"abc")
+        )
+    ],
+    FrameType.SEALS_VERIFIED: [wire_seals.encode_seals_verified(1, [VERIFIED, GOOD])],
+    FrameType.SEAL_STATUS: [wire_seals.encode_seal_status(1, wire_seals.SealNameKind.CODE, ["a", "bc"])],
+    FrameType.SEAL_STATUS_ANSWER: [wire_seals.encode_seal_states(1, wire_seals.SealNameKind.ID, [STATE] * 2)],
+    FrameType.UNLOCK: [wire_seals.encode_unlock(1, wire_seals.UnlockRequest("seal-1", "secret", 600))],
+    FrameType.UNLOCKED: [wire_seals.encode_unlocked(1, 1_800_000_000)],
 }
 CASES = [(type_, example[HEADER_LEN:]) for type_, examples in EXAMPLES.items() for example in examples]
 IDS = [f"{type_.name}-{len(payload)}" for type_, payload in CASES]
@@ -421,6 +474,14 @@ def fields(type_: FrameType) -> list[tuple[int, int]]:
         FrameType.STATUS: wire._STATUS,
         FrameType.STATUS_ANSWER: wire._STATUS,
         FrameType.ERROR: wire._ERROR,
+        FrameType.SEAL: wire_seals._SEAL,
+        FrameType.SEALED: wire_seals._SEALED,
+        FrameType.VERIFY_SEAL: wire_seals._VERIFY_SEAL,
+        FrameType.SEALS_VERIFIED: wire_seals._SEALS_VERIFIED,
+        FrameType.SEAL_STATUS: wire_seals._SEAL_STATUS,
+        FrameType.SEAL_STATUS_ANSWER: wire_seals._SEAL_STATUS,
+        FrameType.UNLOCK: wire_seals._UNLOCK,
+        FrameType.UNLOCKED: wire_seals._UNLOCKED,
     }[type_]
     sizes = {"B": 1, "H": 2, "I": 4, "Q": 8, "8s": 8, "16s": 16}
     result, at = [], 0
@@ -438,6 +499,20 @@ FREE = {  # fields that promise nothing: any value is a value
     FrameType.SIGNED: {0, 16},
     FrameType.VERIFY: {0, 9},  # deadline; any kind may have a key of that length
     FrameType.ERROR: {0, 8},
+    FrameType.SEAL: {
+        0,
+        16,
+        24,
+        32,
+        34,
+        35,
+    },  # as in SIGN; texts may end elsewhere, and the hashes begin there
+    FrameType.SEALED: {0, 16, 32, 36},  # body and suffix are free bytes: tried below
+    FrameType.VERIFY_SEAL: {0},
+    FrameType.SEAL_STATUS: {0},
+    FrameType.SEAL_STATUS_ANSWER: {0},
+    FrameType.UNLOCK: {0},
+    FrameType.UNLOCKED: {0},
 }
 
 

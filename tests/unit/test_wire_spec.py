@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from pathlib import Path
 
 import pytest
 
-from appliance import algorithms, errors, wire
+from appliance import _sealing, algorithms, errors, lifecycle, wire, wire_seals
+from appliance.client.asynchronous import MAX_ANSWER_LEN
 from appliance.dispatch import INTERACTIVE_MAX_ITEMS
 from appliance.settings import WindowSettings
 
@@ -46,8 +47,18 @@ LAYOUTS = {
     "verified": wire._VERIFIED,
     "status": wire._STATUS,
     "error": wire._ERROR,
+    "seal": wire_seals._SEAL,
+    "sealed": wire_seals._SEALED,
+    "sealed record": wire_seals._SEALED_RECORD,
+    "verify seal": wire_seals._VERIFY_SEAL,
+    "seals verified": wire_seals._SEALS_VERIFIED,
+    "verdict record": wire_seals._VERDICT_RECORD,
+    "seal status": wire_seals._SEAL_STATUS,
+    "status record": wire_seals._STATUS_RECORD,
+    "unlock": wire_seals._UNLOCK,
+    "unlocked": wire_seals._UNLOCKED,
 }
-NUMBERS: dict[str, type[IntEnum]] = {
+NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
     "type | number | from | payload": wire.FrameType,
     "form | number | body": wire.Form,
     "priority | number | meaning": wire.Priority,
@@ -55,6 +66,12 @@ NUMBERS: dict[str, type[IntEnum]] = {
     "key kind | number | key": wire.KeyKind,
     "status kind | number | answer": wire.StatusKind,
     "key state | number | meaning": wire.KeyState,
+    "seal flag | bit | meaning": wire_seals.SealFlag,
+    "seal verdict | number | meaning": wire_seals.SealVerdict,
+    "seal check | bit | what": wire_seals.SealCheck,
+    "seal name kind | number | name": wire_seals.SealNameKind,
+    "seal state | number | meaning": wire_seals.SealState,
+    "seal status flag | bit | meaning": wire_seals.SealStatusFlag,
 }
 
 
@@ -98,6 +115,12 @@ def test_offsets_and_sizes_are_those_of_the_struct(name: str) -> None:
     assert LAYOUTS[name].size == sum(sizes)
 
 
+SEALED = wire_seals.SealedAnswer(
+    b"j" * 16, 11, 2, 1, b"body", b"suffix", b"\0\1\0\2\0\3\2\0\0\0\0\0", b"123456"
+)
+VERDICT = wire_seals.SealVerified(
+    wire_seals.SealVerdict.INCOMPLETE, wire_seals.SealCheck.DATA_HASH, wire_seals.SealCheck.STATUS
+)
 PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
     "header": (
         wire.encode_frame(wire.FrameType.PING, 77, b"abc"),
@@ -150,6 +173,87 @@ PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
         wire.encode_error(1, errors.Busy("what", hint="do", retry_after_ms=99))[16:],
         {"code": 9, "detail_len": 4, "hint_len": 2, "retry_after_ms": 99},
     ),
+    "seal": (
+        wire_seals.encode_seal(
+            1,
+            wire_seals.SealRequest(
+                b"j" * 16,
+                11,
+                12,
+                wire.Priority.BULK,
+                wire_seals.SealFlag.ONE_PROPERTY,
+                "seal",
+                "reference",
+                bytes(64),
+                *wire_seals.properties(["/a"]),
+            ),
+        )[16:],
+        {
+            "job_id": int.from_bytes(b"j" * 16, "big"),
+            "first_index": 11,
+            "deadline_ms": 12,
+            "count": 2,
+            "priority": 2,
+            "flags": 1,
+            "seal_len": 4,
+            "reference_len": 9,
+        },
+    ),
+    "sealed": (
+        wire_seals.encode_sealed(1, SEALED)[16:],
+        {
+            "job_id": int.from_bytes(b"j" * 16, "big"),
+            "first_index": 11,
+            "count": 2,
+            "failed": 1,
+            "body_len": 4,
+            "suffix_len": 6,
+        },
+    ),
+    "sealed record": (
+        wire_seals.encode_sealed(1, SEALED)[16 + 40 + 10 :],
+        {"status": 0, "head_len": 1, "middle_len": 2, "tail_len": 3},
+    ),
+    "verify seal": (
+        wire_seals.encode_verify_seal(1, wire_seals.VerifySealRequest(5, bytes(32), b"\0\0\0\1", b"v"))[16:],
+        {"deadline_ms": 5, "count": 1},
+    ),
+    "seals verified": (
+        wire_seals.encode_seals_verified(1, [VERDICT, VERDICT])[16:],
+        {"count": 2, "good": 0},
+    ),
+    "verdict record": (
+        wire_seals.encode_seals_verified(1, [VERDICT])[16 + 8 :],
+        {"verdict": 3, "failed": 256, "undecided": 1024},
+    ),
+    "seal status": (
+        wire_seals.encode_seal_status(1, wire_seals.SealNameKind.CODE, ["a", "b", "c"])[16:],
+        {"kind": 1, "count": 3},
+    ),
+    "status record": (
+        wire_seals.encode_seal_states(
+            1,
+            wire_seals.SealNameKind.ID,
+            [
+                wire_seals.SealStatusRecord(
+                    wire_seals.SealState.DORMANT, wire_seals.SealStatusFlag.PASSWORD_DUE, 1, 2, 3, 4
+                )
+            ],
+        )[16 + 4 :],
+        {
+            "state": 8,
+            "flags": 2,
+            "valid_from": 1,
+            "valid_to": 2,
+            "unlocked_until": 3,
+            "password_due_at": 4,
+        },
+    ),
+    "unlock": (
+        wire_seals.encode_unlock(1, wire_seals.UnlockRequest("seal", "secret", 600))[16:],
+        {"seconds": 600, "seal_len": 4, "password_len": 6},
+    ),
+    "unlocked": (wire_seals.encode_unlocked(1, 77)[16:], {"expires_at": 77}),
 }
 
 
@@ -157,7 +261,7 @@ PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
 def test_every_field_stands_where_the_table_says(name: str) -> None:
     """By value, not by size: two fields of one size that change places are seen."""
     encoded, values = PROBES[name]
-    reserved = {"reserved", "flags"}
+    reserved = {"reserved", "flags"} - set(values)
     for offset, size, field, _ in TABLES[layout_header(name)]:
         got = int.from_bytes(encoded[int(offset) : int(offset) + int(size)], "big")
         assert got == (0 if field in reserved else values[field]), field
@@ -207,13 +311,31 @@ def test_retry_after_belongs_to_what_the_client_retries() -> None:
 
 def test_limits() -> None:
     table = {name: int(value) for name, value, _ in TABLES["limit | value | reason"]}
-    assert table == {name: getattr(wire, name) for name in table}
     ours = {
-        name
-        for name, value in vars(wire).items()
+        name: value
+        for name, value in (vars(wire) | vars(wire_seals)).items()
         if name.startswith("MAX_") and isinstance(value, int) and not hasattr(algorithms, name)
     }
-    assert set(table) == ours, "a limit that a peer can meet stands in the table"
+    assert table == ours, "a limit that a peer can meet stands in the table"
+
+
+def test_limits_of_seals_are_those_of_the_code_behind_them() -> None:
+    assert _sealing.MAX_PROPERTY_LEN == wire_seals.MAX_PROPERTY_LEN
+    assert _sealing.MAX_ITEMS == wire.MAX_ITEMS
+    assert _sealing.RECORD_LEN == wire_seals.SEALED_RECORD_LEN
+    one_property = 4 + wire_seals.MAX_PROPERTY_LEN
+    shared = _sealing.MAX_BODY_LEN + 17 + one_property + _sealing.MAX_SUFFIX_LEN
+    assert shared <= wire_seals.MAX_SHARED_LEN
+    pieces = wire.MAX_ITEMS * (_sealing.RECORD_LEN + 10 + 35 + 4 + 75) + wire_seals.MAX_PROPERTIES_LEN
+    stamps = wire_seals.MAX_STAMPED_ITEMS * (_sealing.MAX_STAMP_LEN + 20)
+    longest = wire_seals._SEALED.size + shared + pieces
+    assert max(longest, shared + stamps) < 20 * 2**20, "as the reason of MAX_PROPERTIES_LEN has it"
+    assert longest < MAX_ANSWER_LEN, "what a client takes"
+
+
+def test_seal_states_are_those_of_a_seals_life() -> None:
+    names = [one.name for one in lifecycle.State]
+    assert names == [one.name for one in wire_seals.SealState if one is not wire_seals.SealState.UNKNOWN]
 
 
 def number(text: str) -> int:
@@ -233,9 +355,15 @@ def test_numbers_in_the_prose() -> None:
     assert found(r"SubjectPublicKeyInfo, at most ([\d,]+) bytes") == [algorithms.MAX_SPKI_LEN]
     assert found(r"certificate, at most ([\d,]+) bytes") == [wire._KEY_LIMITS[wire.KeyKind.CERTIFICATE]]
     assert found(r"names follow: 0 to ([\d,]+);") == [wire.MAX_STATUS_NAMES]
+    assert found(r"names follow: 1 to ([\d,]+) ") == [wire_seals.MAX_SEAL_NAMES]
+    assert found(r"1 to ([\d,]+) seal signatures") == [wire_seals.MAX_VERIFIED_SEALS]
+    assert found(r"ASCII, 0 to ([\d,]+) bytes") == [wire_seals.MAX_PROPERTY_LEN]
+    assert found(r"reference_len \| 0 to ([\d,]+)") == [wire_seals.MAX_REFERENCE_LEN]
+    assert found(r"at most ([\d,]+) items") == [wire_seals.MAX_STAMPED_ITEMS]
+    assert set(found(r"seal_len \| 1 to ([\d,]+)")) == {wire.MAX_NAME_LEN}
     assert found(r"\(([\d,]+) before WELCOME\)") == [wire.MAX_HELLO_PAYLOAD_LEN]
     assert "`CLDSEAL` and a zero byte" in text and wire.MAGIC == b"CLDSEAL\0"
-    assert found(r"password_len \| 0 to ([\d,]+)") == [wire.MAX_PASSWORD_LEN]
+    assert set(found(r"password_len \| 0 to ([\d,]+)")) == {wire.MAX_PASSWORD_LEN}
     assert found(r"account_len \| 1 to ([\d,]+)") == [wire.MAX_NAME_LEN]
     assert found(r"key_len \| 1 to ([\d,]+)") == [wire.MAX_NAME_LEN]
     assert found(r"PING \| 5 \| client \| 0 to ([\d,]+) bytes") == [wire.MAX_PING_LEN]

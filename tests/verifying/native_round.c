@@ -41,14 +41,19 @@ static void hash_all(void)
     static uint8_t data[4000];
     uint8_t many[40 * 32], one[32];
     sm3_message messages[40];
-    for (size_t i = 0; i < 40; i++)
-        messages[i] = (sm3_message){data + i, i * i * 2};
+    sm3_stream starts[3];
     fill(data, sizeof data);
-    sm3_many(data, 32, messages, 40, many);
+    for (size_t i = 0; i < 3; i++) {
+        sm3_init(&starts[i]);
+        sm3_update(&starts[i], data, i * 77);
+    }
+    for (size_t i = 0; i < 40; i++)
+        messages[i] = (sm3_message){data + i, i * i * 2, i % 4 < 3 ? &starts[i % 4] : NULL};
+    sm3_many(messages, 40, many);
     for (size_t i = 0; i < 40; i++) {
         sm3_stream stream;
         sm3_init(&stream);
-        sm3_update(&stream, data, 32);
+        sm3_update(&stream, data, i % 4 < 3 ? i % 4 * 77 : 0);
         sm3_update(&stream, messages[i].data, messages[i].len);
         sm3_final(&stream, one);
         wrong += memcmp(one, many + 32 * i, 32) != 0;
