@@ -138,21 +138,26 @@ def certificate_to_sign(
     not_before: datetime,
     days: int,
     is_ca: bool,
+    path_len: int = 0,
+    is_time_stamping: bool = False,
 ) -> bytes:
     """The part of a certificate that its signature covers.
 
-    A signer's certificate gets key usage digitalSignature and nonRepudiation, a CA's keyCertSign and cRLSign.
+    A signer's certificate gets key usage digitalSignature and nonRepudiation, a CA's keyCertSign and cRLSign, and
+    may have ``path_len`` CAs below it. A time-stamp authority's is for nothing else (RFC 3161 2.3).
     """
     if not 1 <= days <= MAX_VALIDITY_DAYS:
         raise BadRequest(f"a certificate lasts 1 to {MAX_VALIDITY_DAYS} days, got {days}")
     usage = {"key_cert_sign", "crl_sign"} if is_ca else {"digital_signature", "non_repudiation"}
-    constraints = {"ca": True, "path_len_constraint": 0} if is_ca else {"ca": False}
+    constraints = {"ca": True, "path_len_constraint": path_len} if is_ca else {"ca": False}
     extensions = [
         _extension("basic_constraints", constraints, critical=True),
         _extension("key_usage", usage, critical=True),
         _extension("key_identifier", core.OctetString(_spki(public).sha1)),
         _extension("authority_key_identifier", {"key_identifier": _spki(issuer_public).sha1}),
     ]
+    if is_time_stamping:
+        extensions.append(_extension("extended_key_usage", ["time_stamping"], critical=True))
     tbs = x509.TbsCertificate(
         {
             "version": "v3",
