@@ -114,12 +114,27 @@ class VerifySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """The HTTP API on TCP, for officers, accounts and the public; TLS 1.3 only, or plain on loopback."""
+
+    listen: str | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    max_connections: int = _limited(256, 1, 65_536)
+    request_s: float = _limited(30.0, 0.1, 600)
+    session_s: float = _limited(28_800.0, 1, 604_800)
+    public_per_minute: int = _limited(60, 1, 1_000_000)
+    public_at_once: int = _limited(8, 1, 4_096)
+
+
+@dataclass(frozen=True, slots=True)
 class WebSettings:
     """HTTP: health and metrics on TCP, the officers' interface on a Unix socket."""
 
     health: str | None = "127.0.0.1:9440"
     officer_socket: Path | None = Path("run/officer.sock")
     officer_uids: tuple[int, ...] = ()
+    api: ApiSettings = field(default_factory=ApiSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +432,7 @@ def _check(settings: Settings, path: Path) -> None:
         raise fail(
             ("web", "health"), "expected a loopback address: health and metrics have no TLS of their own"
         )
+    _check_api(settings.web.api, fail, address)
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise fail(("log_level",), f"expected debug, info, warning or error, got {settings.log_level!r}")
     if settings.verify.engine not in ("auto", "openssl", "scalar", "lanes"):
@@ -425,6 +441,18 @@ def _check(settings: Settings, path: Path) -> None:
     _check_passwords(settings.seals.password, fail)
     if settings.times.default_deadline_s > settings.times.max_deadline_s:
         raise fail(("times", "default_deadline_s"), "expected at most times.max_deadline_s")
+
+
+def _check_api(
+    api: ApiSettings,
+    fail: Callable[[tuple[str, ...], str], ConfigError],
+    address: Callable[[tuple[str, ...], str], tuple[str, int]],
+) -> None:
+    keys = ("web", "api", "listen")
+    if (api.certificate_file is None) != (api.key_file is None):
+        raise fail(("web", "api", "certificate_file"), "expected certificate_file and key_file, or neither")
+    if api.listen is not None and not is_loopback(address(keys, api.listen)[0]) and api.key_file is None:
+        raise fail(keys, "expected web.api.certificate_file and key_file too, or a loopback address")
 
 
 def _check_seals(
