@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import gc
 import logging
 import os
@@ -34,7 +33,7 @@ from appliance.holdings import Holdings
 from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
-from appliance.registry import Registry
+from appliance.registry import Registry, open_registry
 from appliance.server import Outbox, WireServer, bind_listeners, tls_context
 from appliance.settings import Settings, TokenSettings, load_mapping, load_settings
 from appliance.signers import SignerPool
@@ -109,37 +108,15 @@ def check(settings: Settings) -> list[TokenProfile]:
     return profiles
 
 
-def lock_registry(path: Path) -> int:
-    """Hold the registry until the process ends, else ``ConfigError``.
-
-    Two daemons on one registry would each keep in memory what the other has changed: a disabled account would sign on.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"registry {path}: {error.strerror}", hint="check the path and its owner"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ConfigError(
-            f"registry {path} is in use", hint="is another cloud-seald running? Each needs its own"
-        ) from None
-    return lock
-
-
 class Daemon:
     """Everything that runs, in the order in which it depends on each other."""
 
-    def __init__(self, settings: Settings, config: Path, place: Place) -> None:
+    def __init__(self, settings: Settings, config: Path, place: Place, registry: Registry) -> None:
         profiles = check(settings)
         clock = time.monotonic
         self._settings = settings
         self._place = place
-        self.registry = Registry(settings.registry)
+        self.registry = registry
         self.holdings = Holdings(self.registry)
         self.metrics = Metrics(profile.name for profile in profiles)
         self.verifier = Verifier(max_table_bytes=settings.verify.max_table_len, engine=settings.verify.engine)
@@ -378,8 +355,9 @@ def _allow_open_files(settings: Settings) -> None:
 async def _serve(settings: Settings, config: Path, following: Following | None) -> None:
     _allow_open_files(settings)
     place = Place(0 if following is None else following.index, settings.front_processes)
-    lock = lock_registry(settings.registry) if following is None else None  # until the process ends
-    daemon = Daemon(settings, config, place)
+    # The leader's alone: two daemons on one registry would each keep in memory what the other has changed.
+    registry = open_registry(settings, hold=following is None)
+    daemon = Daemon(settings, config, place, registry)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)
@@ -387,8 +365,6 @@ async def _serve(settings: Settings, config: Path, following: Following | None) 
     gc.freeze()  # what start-up made lives as long as the process: the collector need not look at it again
     gc.set_threshold(GC_THRESHOLD)
     await daemon.run(following)
-    if lock is not None:
-        os.close(lock)
 
 
 def _report(error: ApplianceError) -> int:

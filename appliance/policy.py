@@ -52,6 +52,8 @@ class HeldKey:
     public: PublicKey
     disabled: bool
     created_at: str
+    for_seal: bool = False
+    """One seal's key: nothing but sealing uses it."""
 
 
 def check_active(account: Account | None, name: str) -> Account:

@@ -46,7 +46,7 @@ from appliance.cli.show import Answer, Screen, Table
 from appliance.cli.target import login_name
 from appliance.errors import BadRequest, ConfigError, Conflict, Unavailable
 from appliance.policy import EVERY_KEY, Account
-from appliance.registry import Registry
+from appliance.registry import open_registry
 from appliance.settings import Settings, load_settings, split_address
 
 MAX_SOCKET_PATH_LEN: Final = 107
@@ -205,7 +205,7 @@ def _check_socket_paths(settings: Settings) -> None:
 def _make_account(made: _Maker, settings: Settings) -> None:
     """An account for whoever runs this, with a grant on every key; proof is the uid on the Unix socket."""
     name = login_name()
-    registry = Registry(settings.registry)
+    registry = open_registry(settings)
     try:
         registry.create_account(Account(name, None, os.getuid(), None, False, frozenset()))
         done = "made"

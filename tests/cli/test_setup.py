@@ -16,7 +16,7 @@ from appliance.cli.files import write_durably
 from appliance.cli.main import main
 from appliance.daemon import check
 from appliance.errors import BadRequest, ConfigError, Unavailable
-from appliance.registry import Registry
+from appliance.registry import open_registry
 from appliance.settings import load_settings
 
 
@@ -59,7 +59,7 @@ def test_a_demo_token_can_be_started_with(tmp_path: Path) -> None:
     ).stdout
     assert listed.count(setup.DEMO_LABEL) == 1
     assert "User PIN init.:   yes" in listed
-    registry = Registry(settings.registry)
+    registry = open_registry(settings)
     (account,) = registry.all_accounts()
     registry.close()
     assert (account.uid, account.grants) == (os.getuid(), frozenset({"*"}))

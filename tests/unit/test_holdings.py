@@ -14,7 +14,8 @@ from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import BadRequest, Conflict, NotFound, SignerFailed, Unavailable
 from appliance.holdings import Holdings, check_name
 from appliance.policy import Account, HeldKey
-from appliance.registry import Registry
+from appliance.registry import Registry, open_registry
+from appliance.settings import Settings
 
 ALGORITHM = Algorithm.ECDSA_P256_SHA256
 
@@ -63,7 +64,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registry(path: Path) -> Iterator[Registry]:
-    opened = Registry(path)
+    opened = open_registry(Settings(registry=path))
     yield opened
     opened.close()
 
