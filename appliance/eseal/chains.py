@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -240,6 +241,7 @@ _EXTENSION_READERS: Final = {
 }
 
 
+@lru_cache(maxsize=256)  # the same few names come with every report
 def name_text(name: bytes) -> str:
     """A name for people. What cannot be decoded is shown as its OID and bytes in hexadecimal."""
     parts: list[str] = []

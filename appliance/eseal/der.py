@@ -232,7 +232,7 @@ class Reader:
         if tag not in tags:
             raise self.fail(name, f"expected {' or '.join(map(_tag_name, tags))}, got {_tag_name(tag)}")
         value = self.content(name, tag, 32)
-        moment = _plain_time(value) if tag == GENERALIZED_TIME else None
+        moment = plain_time(value) if tag == GENERALIZED_TIME else None
         if moment is None:
             moment = _parse_time(tag, value)
             if moment is None:
@@ -285,7 +285,7 @@ def decode_oid(content: bytes) -> str | None:
     return ".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:])))
 
 
-def _plain_time(value: bytes) -> datetime | None:
+def plain_time(value: bytes) -> datetime | None:
     """``YYYYMMDDHHMMSSZ``, which is what nearly all of them are."""
     if len(value) != 15 or value[14] != 0x5A or not value[:14].isdigit():
         return None

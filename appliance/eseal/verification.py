@@ -17,10 +17,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from appliance.algorithms import SM2_DEFAULT_ID, Algorithm, PublicKey
@@ -48,7 +48,7 @@ _KNOWN_USER_IDS: Final = (b"", b"ALICE123@YAHOO.COM")
 """No ID, and the one of the examples in GB/T 32918: what implementers take by mistake."""
 
 
-class CheckName(Enum):
+class CheckName(StrEnum):
     """The checks, in the order in which reports have them."""
 
     FORMAT = "format"
@@ -93,6 +93,9 @@ class Status:
     since: datetime | None = None
     detail: str = ""
 
+
+StatusOf = Callable[[ESeal], Status]
+"""How to look a seal's status up, for whoever does not know beforehand which seal it is."""
 
 UNKNOWN: Final = Status(Standing.UNKNOWN)
 NOT_ASKED: Final = Status(Standing.NOT_ASKED)
@@ -186,7 +189,7 @@ def to_document(report: Report) -> dict[str, Any]:
 
 
 def verify_seal(
-    data: bytes, *, trust: Trust, verifier: Verifier, now: datetime, status: Status = UNKNOWN
+    data: bytes, *, trust: Trust, verifier: Verifier, now: datetime, status: Status | StatusOf = UNKNOWN
 ) -> Report:
     """A seal by itself: was it made properly, and is it in force ``now``."""
     return Examiner(trust, verifier).seal(data, now, status)
@@ -199,7 +202,7 @@ def verify_signature(
     trust: Trust,
     verifier: Verifier,
     now: datetime,
-    status: Status = UNKNOWN,
+    status: Status | StatusOf = UNKNOWN,
     protected: bytes | None = None,
 ) -> Report:
     """A seal signature over data whose plain SM3 is ``data_hash``.
@@ -232,7 +235,7 @@ class _Memory(Generic[Value]):
         self._byte_count += size
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """What no time changes about a seal. ``maker`` is ``None`` where its certificate cannot be read."""
 
     seal: ESeal
@@ -256,25 +259,25 @@ class Examiner:
         accept_raw: bool = False,
         stamp_certificates: Iterable[bytes] = (),
     ) -> None:
-        self._trust, self._verifier = trust, verifier
+        self._trust, self.verifier = trust, verifier
         self._accept_raw = accept_raw
         self._stamp_certificates = tuple(map(read_certificate, stamp_certificates))
         # Both only ever hold what follows from their keys and the trust: sharing them between threads is harmless.
-        self._seals: _Memory[_Known] = _Memory(MAX_CACHED_BYTES)
+        self._seals: _Memory[Known] = _Memory(MAX_CACHED_BYTES)
         self._chains: _Memory[Chain | Finding] = _Memory(MAX_CACHED_BYTES)
 
-    def seal(self, data: bytes, now: datetime, status: Status = UNKNOWN) -> Report:
+    def seal(self, data: bytes, now: datetime, status: Status | StatusOf = UNKNOWN) -> Report:
         """``verify_seal``."""
         try:
             seal = read_seal(data)
         except BadRequest as error:
             return _unreadable(data, error, _SEAL_CHECKS, is_signature=False)
-        known = self._known(seal)
+        known = self.known(seal)
         findings = {
             CheckName.FORMAT: found(Code.OK, "", seal.notes),
             **self._seal_findings(known, now),
             CheckName.TIMES: _seal_period(seal, now),
-            CheckName.STATUS: _judge_status(status, seal.created_at),
+            CheckName.STATUS: _judge_status(_looked_up(status, seal), seal.created_at),
         }
         return _report(data, findings, _SEAL_CHECKS, is_signature=False)
 
@@ -283,7 +286,7 @@ class Examiner:
         data: bytes,
         data_hash: bytes | None,
         now: datetime,
-        status: Status = UNKNOWN,
+        status: Status | StatusOf = UNKNOWN,
         protected: bytes | None = None,
     ) -> Report:
         """``verify_signature``."""
@@ -291,8 +294,8 @@ class Examiner:
             signature = read_signature(data)
         except BadRequest as error:
             return _unreadable(data, error, _SIGNATURE_CHECKS, is_signature=True)
-        known = self._known(signature.seal)
-        signer = self._chain(signature.certificate)
+        known = self.known(signature.seal)
+        signer = self.chain(signature.certificate)
         token = _read_stamp(signature.time_token or signature.timestamp)
         signed_at = signature.signed_at
         if signed_at is None and isinstance(token, Token):
@@ -307,18 +310,19 @@ class Examiner:
             CheckName.TIMES: _times(signature.seal, certificate, signed_at, now),
             CheckName.DATA_HASH: _judge_hash(signature.data_hash, data_hash, protected, certificate),
             CheckName.TIMESTAMP: self._stamp(signature, token, now),
-            CheckName.STATUS: _judge_status(status, signed_at),
+            CheckName.STATUS: _judge_status(_looked_up(status, signature.seal), signed_at),
         }
         return _report(data, findings, _SIGNATURE_CHECKS, is_signature=True)
 
     # What no time changes -----------------------------------------------------------------------------------
 
-    def _known(self, seal: ESeal) -> _Known:
+    def known(self, seal: ESeal) -> Known:
+        """What no time changes about a seal, remembered by its bytes."""
         known = self._seals.get(seal.der)
         if known is None:
-            maker = self._chain(seal.maker_certificate)
+            maker = self.chain(seal.maker_certificate)
             other = first_edition_scope(seal.info, seal.maker_certificate, seal.algorithm)
-            known = _Known(
+            known = Known(
                 seal,
                 self._value(maker, seal.algorithm, seal.signed, seal.signature, other),
                 maker,
@@ -327,12 +331,13 @@ class Examiner:
             self._seals.put(seal.der, known, 2 * len(seal.der))
         return known
 
-    def _chain(self, certificate: bytes) -> Chain | Finding:
+    def chain(self, certificate: bytes) -> Chain | Finding:
+        """Where a certificate comes from, remembered by its bytes; a finding where it cannot be read."""
         chain = self._chains.get(certificate)
         if chain is None:
             try:
                 read = read_certificate(certificate)
-                chain = find_chain(read, self._trust, self._verifier, Purpose.SIGNING)
+                chain = find_chain(read, self._trust, self.verifier, Purpose.SIGNING)
             except BadRequest as error:
                 chain = found(Code.UNREADABLE, str(error))
             self._chains.put(certificate, chain, 4 * len(certificate))
@@ -373,14 +378,14 @@ class Examiner:
         return found(Code.BAD_SIGNATURE)
 
     def _digest(self, key: PublicKey, message: bytes, user_id: bytes = SM2_DEFAULT_ID) -> bytes:
-        return self._verifier.digest(key, len(message).to_bytes(4, "big"), message, user_id)
+        return self.verifier.digest(key, len(message).to_bytes(4, "big"), message, user_id)
 
     def _is_valid(self, key: PublicKey, digest: bytes, raw: bytes) -> bool:
-        return self._verifier.verify(key, digest, raw)[0] == VALID
+        return self.verifier.verify(key, digest, raw)[0] == VALID
 
     # What time changes --------------------------------------------------------------------------------------
 
-    def _seal_findings(self, known: _Known, now: datetime) -> dict[CheckName, Finding]:
+    def _seal_findings(self, known: Known, now: datetime) -> dict[CheckName, Finding]:
         return {
             CheckName.SEAL_SIGNATURE: known.signature,
             CheckName.MAKER_CERTIFICATE: _judge_maker(known, now),
@@ -408,7 +413,7 @@ class Examiner:
     ) -> Finding:
         if not isinstance(token, Token):
             return token or found(Code.ABSENT)
-        finding = check_token(token, value, self._trust, self._verifier, now, self._stamp_certificates)
+        finding = check_token(token, value, self._trust, self.verifier, now, self._stamp_certificates)
         if finding.outcome is Outcome.PASSED and not_before and token.at < not_before - CLOCK_SKEW:
             return found(Code.STAMP_TOO_EARLY, f"{token.at.isoformat()}, {not_before.isoformat()}")
         return finding
@@ -439,7 +444,7 @@ def _read_stamp(token: bytes | None) -> Token | Finding | None:
         return found(Code.MALFORMED, str(error))
 
 
-def _judge_maker(known: _Known, now: datetime) -> Finding:
+def _judge_maker(known: Known, now: datetime) -> Finding:
     """GM/T 0031-2025: expired now and good when the seal was made is a notice and no more."""
     if isinstance(known.maker, Finding):
         return known.maker
@@ -455,7 +460,7 @@ def _judge_signer(signer: Chain | Finding, signed_at: datetime | None, now: date
     return found(Code.NO_TIME) if signed_at is None else signer.judge(signed_at, now)
 
 
-def _listed(certificate: bytes, read: Certificate | None, known: _Known) -> Finding:
+def _listed(certificate: bytes, read: Certificate | None, known: Known) -> Finding:
     """The signer's certificate against the seal's list, byte by byte or by SM3."""
     signers = known.seal.signers
     whole = [each for each in signers if isinstance(each, bytes)]
@@ -531,6 +536,10 @@ def _judge_hash(
     return found(Code.OTHER_DATA)
 
 
+def _looked_up(status: Status | StatusOf, seal: ESeal) -> Status:
+    return status if isinstance(status, Status) else status(seal)
+
+
 def _judge_status(status: Status, signed_at: datetime | None) -> Finding:
     """The looked-up status against the time of signing (for a seal by itself, of its making)."""
     standing, since = status.standing, status.since
@@ -558,10 +567,9 @@ def _judge_status(status: Status, signed_at: datetime | None) -> Finding:
 def _report(
     source: bytes, findings: Mapping[CheckName, Finding], names: Sequence[CheckName], *, is_signature: bool
 ) -> Report:
-    checks = tuple(
-        Check(name, findings[name].outcome, findings[name].code, findings[name].text) for name in names
-    )
-    warnings = [warning for name in names for warning in findings[name].warnings]
+    ordered = [(name, findings[name]) for name in names]
+    checks = tuple(Check(name, found_.code.outcome, found_.code, found_.text) for name, found_ in ordered)
+    warnings = [warning for _, found_ in ordered for warning in found_.warnings]
     verdict = verdict_of(findings.values())
     if verdict is Verdict.GOOD_WHEN_SIGNED:
         ended = "; ".join(check.text for check in checks if check.outcome is Outcome.ENDED)

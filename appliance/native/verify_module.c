@@ -15,7 +15,8 @@
 enum { MAX_ITEMS = 65536 };
 
 /* What all messages of a call may begin with: Z, which is a digest. */
-enum { MAX_PREFIX = 32 };
+/* What many messages begin with: Z (32 bytes), and for a seal's signatures the seal. It is hashed once. */
+enum { MAX_PREFIX = 1 << 21 };
 
 static const struct {
     const char *name;
@@ -93,8 +94,6 @@ static PyObject *py_sm3_many(PyObject *Py_UNUSED(module), PyObject *args)
     if (prefix.len > MAX_PREFIX) {
         PyErr_Format(PyExc_ValueError, "the prefix has at most %d bytes", MAX_PREFIX);
     } else {
-        sm3_init(&start);
-        sm3_update(&start, prefix.buf, (size_t)prefix.len);
         messages = cut_messages(&lengths, &data, &start, &count);
     }
     if (messages != NULL)
@@ -102,6 +101,8 @@ static PyObject *py_sm3_many(PyObject *Py_UNUSED(module), PyObject *args)
     if (result != NULL) {
         uint8_t *digests = (uint8_t *)PyBytes_AS_STRING(result);
         Py_BEGIN_ALLOW_THREADS
+        sm3_init(&start);
+        sm3_update(&start, prefix.buf, (size_t)prefix.len);
         sm3_many(messages, count, digests);
         Py_END_ALLOW_THREADS
     }

@@ -544,7 +544,7 @@ def wrong_times(one: One, root: Authority, maker: Key, seal: Seal, plain: Signat
         "signed next week",
     )
     one("maker_not_valid_then", replace(plain, seal=replace(seal, created=NOW - 500 * DAY)), "invalid",
-        {"maker_certificate": "outside_validity"}, "the seal says it was made before its maker's certificate")  # fmt: skip
+        {"maker_certificate": "outside_validity"}, "a seal that is older than its maker's certificate")  # fmt: skip
 
 
 def wrong_stamps(

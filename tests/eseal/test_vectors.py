@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from appliance.eseal.findings import Outcome
-from appliance.eseal.verification import CheckName, Report, to_document
+from appliance.eseal.verification import CheckName, Report
 from appliance.verifying import Verifier
 
-from .conftest import DOCUMENT, MANIFEST, VECTORS, Vector, load
+from .conftest import DOCUMENT, Vector
 
 
 def examine(vector: Vector, verifier: Verifier, **options: bool) -> Report:
