@@ -383,6 +383,7 @@ def to_pdf(document: Document, imprint: Imprint, font_file: str) -> bytes:
         )
     )
     pdf.set_auto_page_break(False)
+    pdf.alias_nb_pages("")  # else the library puts a number where a name has {nb}
     page = _Page(pdf, font_file)
     try:
         page.frame()

@@ -474,6 +474,16 @@ def test_long_words_and_names_take_a_further_page(maker: Maker, tmp_path: Path) 
     assert all(text.count(one) >= count for one, count in (("长", 100), ("章", 100), ("人", 64), ("管", 64)))
 
 
+def test_names_are_printed_as_they_are(maker: Maker, tmp_path: Path) -> None:
+    name = "{nb}**粗**__A&B__<b>~~%s{}\\n"
+    body = making_certificate(
+        replace(SEAL, name=name), replace(ORGANISATION, name=name), generation(maker), imprint(), issue(maker)
+    )
+    document = Document("ab12", DocumentKind.MAKING, NOW, body, maker.sign(body), maker.certificate)
+    (tmp_path / "page.pdf").write_bytes(to_pdf(document, imprint(), FONT))
+    assert poppler("pdftotext", str(tmp_path / "page.pdf"), "-").count(name) == 2
+
+
 def test_a_character_that_the_font_lacks_is_told_and_not_left_out(maker: Maker) -> None:
     body = making_certificate(
         replace(SEAL, name="\U0003106c公司"), ORGANISATION, generation(maker), imprint(), issue(maker)
