@@ -364,12 +364,16 @@ def test_a_reset_voids_unlocks_everywhere_before_it_is_answered(run: Run) -> Non
     run(test())
 
 
-def test_a_reset_to_the_same_password_is_none(run: Run) -> None:
+def test_to_prepare_a_reset_is_no_way_to_guess(run: Run) -> None:
     async def test() -> None:
         rig = Rig()
         await rig.set()
-        with pytest.raises(BadRequest, match="the old one"):
-            await rig.reset(RIGHT)
+        for password in (RIGHT, NEXT):
+            new = await rig.protection.prepare_reset(SEAL, password, "security")
+            assert (new.generation, new.failures, new.locked) == (2, 0, False)
+        with pytest.raises(BadRequest):
+            await rig.protection.prepare_reset(SEAL, "short", "security")
+        assert rig.record().generation == 1 and rig.announced == []
 
     run(test())
 
