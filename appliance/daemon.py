@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,18 +28,27 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
-from appliance.errors import ApplianceError, ConfigError, Draining
+from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown
 from appliance.fronts import Following, Fronts, Place
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
+from appliance.office import Office, OfficeParts, SealKeys, authority_application
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
+from appliance.protection import Protection
 from appliance.registry import Registry, open_registry
 from appliance.server import Outbox, WireServer, bind_listeners, tls_context
-from appliance.settings import Settings, TokenSettings, load_mapping, load_settings
+from appliance.settings import Settings, TokenSettings, load_mapping, load_settings, split_address
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
-from appliance.web import Services, health_application, officer_application, officer_uids, start_site
+from appliance.web import (
+    STATE_UNKNOWN_EXIT,
+    Services,
+    health_application,
+    officer_application,
+    officer_uids,
+    start_site,
+)
 
 log = logging.getLogger("appliance")
 
@@ -160,11 +170,41 @@ class Daemon:
         followed = settings.front_processes if place.index == 0 else 1
         self.fronts = Fronts(followed, config, self._followers_may_start)
         self.holdings.announce = self.fronts.tell
+        self.protection = Protection(
+            registry.custody, settings.seals.password, self._hash_threads, clock, _now, self._announce
+        )
+        self.office = self._open_office() if place.index == 0 else None
         self.metrics.watch(self._read_gauges)
         self._stop = asyncio.Event()
 
+    def _open_office(self) -> Office:
+        """The leading front's: it alone writes the registry."""
+        return Office(
+            OfficeParts(
+                self.registry,
+                self._settings.seals,
+                self._settings.auth,
+                self.protection,
+                self.holdings.accounts,
+                self.holdings.keys,
+                SealKeys(self.holdings, self.pools, self.pipeline.sign_message),
+                self.verifier,
+                self._hash_threads,
+                self._announce,
+                time.monotonic,
+                _now,
+                on_login_failure=self.metrics.authentication_failures.inc,
+                watch_overdue=self.metrics.filing_overdue.set,
+                give_up=_give_up,
+            )
+        )
+
+    async def _announce(self, kind: str, name: str) -> None:
+        """A seal, or a seal's password, has changed: returns when every front goes by it."""
+        await self.fronts.tell(kind, name)
+
     def _find_key(self, name: str) -> HeldKey | None:
-        key = self.holdings.keys.get(name)
+        key = self.holdings.keys.get(name) or self.holdings.known_seal_key(name)
         return None if key is None or key.disabled else key
 
     def _read_gauges(self) -> Iterable[tuple[str, str, dict[str, float]]]:
@@ -196,6 +236,10 @@ class Daemon:
     async def answer_leader(self, question: dict[str, Any]) -> dict[str, Any]:
         """What the leading front asks of a following one."""
         match question:
+            case {"ask": "refresh", "kind": "password", "name": str(name)}:
+                recorded = await asyncio.to_thread(self.registry.custody.password, name)
+                self.protection.void(name, recorded.generation if recorded is not None else 0)
+                return {}
             case {"ask": "refresh", "kind": str(kind), "name": str(name)}:
                 await self.holdings.refresh(kind, name)
                 if kind == "key":
@@ -237,7 +281,10 @@ class Daemon:
                     if self._settings.listen.unix_socket is not None:
                         bound.append(self._settings.listen.unix_socket)
                     endless = [group.create_task(self._finish_unfinished_keys())]
+                    assert self.office is not None
+                    endless.append(group.create_task(self.office.run(), name="office"))
                     await self._start_sites(services, runners, bound)
+                    await self._start_authority(runners)
                     group.create_task(self.fronts.run(listeners), name="fronts")
                 else:
                     listeners = following.listeners
@@ -263,6 +310,8 @@ class Daemon:
                 await runner.cleanup()
             for path in bound:
                 path.unlink(missing_ok=True)
+            if self.office is not None:
+                await self.office.close()
             self._verify_threads.shutdown()
             self._hash_threads.shutdown()
             self.registry.close()
@@ -288,6 +337,23 @@ class Daemon:
                     bound.append(settings.officer_socket)
             except OSError as error:
                 raise ConfigError(f"cannot listen: {error}", hint="see web: in the configuration") from error
+
+    async def _start_authority(self, runners: list[web.AppRunner]) -> None:
+        """The time-stamp authority of our own, for demonstrations and tests."""
+        settings = self._settings.seals.authority
+        if settings.listen is None:
+            return
+        application = authority_application(settings, self.holdings.keys, self.pipeline.sign_message, _now)
+        runner = web.AppRunner(application, access_log=None)
+        runners.append(runner)
+        await runner.setup()
+        host, port = split_address(settings.listen)
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {settings.listen}: {error}", hint="see seals.authority.listen"
+            ) from error
 
     async def _finish_unfinished_keys(self) -> None:
         """Once its token is up: keys that a crash, of ours or of a worker, left half made."""
@@ -323,6 +389,16 @@ class Daemon:
                     Draining("the appliance stopped before this was done", retry_after_ms=1_000)
                 )
         await self.server.close(deadline_at)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _give_up(error: StateUnknown) -> None:
+    """Nobody may act on what we believe the registry holds; systemd starts us anew, and that is the repair."""
+    log.critical("%s: the process ends, and the next start reads what is there", error)
+    os._exit(STATE_UNKNOWN_EXIT)
 
 
 def _parser() -> argparse.ArgumentParser:

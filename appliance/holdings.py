@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
@@ -19,11 +20,13 @@ from typing import Final, Protocol
 from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import BadRequest, NotFound, RequestError, SignerFailed
 from appliance.policy import EVERY_KEY, Account, HeldKey
-from appliance.registry import Registry
+from appliance.registry import KeyPurpose, Registry
 from appliance.wire import MAX_NAME_LEN
 
 log = logging.getLogger(__name__)
 
+MAX_SEAL_KEYS: Final = 100_000
+"""Keys of seals that are remembered, some 50 MB: more seals than that are not in use at once."""
 KEY_ID_LEN: Final = 16
 """CKA_ID: random, so that no two appliances sharing a token choose the same."""
 
@@ -36,6 +39,9 @@ class KeyMaker(Protocol):
 
     async def list_keys(self) -> list[dict[str, str]]:
         """What the token holds."""
+
+    async def destroy_key(self, key_id: bytes, name: str) -> None:
+        """Have the token destroy it; gone already is no error."""
 
     def forget_key(self, name: str) -> None:
         """What was known of that key is out of date."""
@@ -55,6 +61,7 @@ class Holdings:
         self.unfinished.set()  # an earlier process may have left some
         self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
         self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
+        self._seal_keys: OrderedDict[str, HeldKey] = OrderedDict()  # those wanted last, the latest at the end
 
     @property
     def accounts(self) -> Mapping[str, Account]:
@@ -66,15 +73,62 @@ class Holdings:
         """By name; always current."""
         return self._keys
 
+    # Keys of seals --------------------------------------------------------------------------------------
+
+    async def find_seal_key(self, name: str) -> HeldKey:
+        """A seal's key, else ``NotFound``; read when it is first wanted, for there may be a million of them."""
+        key = self._seal_keys.get(name)
+        if key is None:
+            key = await asyncio.to_thread(self._registry.key, name)
+            if not key.for_seal:
+                raise NotFound(f"no seal has a key {name!r}")
+            self._remember(key)
+        self._seal_keys.move_to_end(name)
+        return key
+
+    def known_seal_key(self, name: str) -> HeldKey | None:
+        """The same without I/O, where it was wanted lately."""
+        return self._seal_keys.get(name)
+
+    def _remember(self, key: HeldKey) -> None:
+        if not key.for_seal:
+            self._keys[key.name] = key
+            return
+        self._seal_keys[key.name] = key
+        if len(self._seal_keys) > MAX_SEAL_KEYS:
+            self._seal_keys.popitem(last=False)
+
+    async def destroy_key(self, name: str, maker: KeyMaker) -> None:
+        """For ever, in the token first. Its row stays, and no other key is ever called so."""
+        async with self._acts:
+            key = await asyncio.to_thread(self._registry.key, name)
+            await maker.destroy_key(key.key_id, name)
+            # A crash here leaves a row that no token has a key for; to destroy it again sets that right.
+            await asyncio.to_thread(self._registry.destroy_key, name)
+            self._forget(name)
+            maker.forget_key(name)
+            await self.announce("key", name)
+
+    def _forget(self, name: str) -> None:
+        self._seal_keys.pop(name, None)
+        self._keys.pop(name, None)
+
     # Keys -----------------------------------------------------------------------------------------------
 
-    async def create_key(self, name: str, token: str, algorithm: Algorithm, maker: KeyMaker) -> HeldKey:
+    async def create_key(
+        self,
+        name: str,
+        token: str,
+        algorithm: Algorithm,
+        maker: KeyMaker,
+        purpose: KeyPurpose = KeyPurpose.SIGNING,
+    ) -> HeldKey:
         """Record the name, make the key in the token, record that it is there."""
         check_name(name, "key")
         key_id = self._id_source(KEY_ID_LEN)
         async with self._acts:
             await self._finish_unfinished(token, maker)  # perhaps an earlier try at this very name
-            await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm)
+            await asyncio.to_thread(self._registry.begin_key, name, key_id, token, algorithm, purpose)
             # A crash from here on leaves a row `creating`; `finish_unfinished` asks the token about it.
             try:
                 public = await maker.create_key(key_id, name, algorithm)
@@ -87,7 +141,7 @@ class Holdings:
                 self.unfinished.set()
                 raise
             key = await asyncio.to_thread(self._registry.finish_key, name, public)
-            self._keys[name] = key
+            self._remember(key)
             await self.announce("key", name)
         return key
 
@@ -107,7 +161,7 @@ class Holdings:
             point = points.get(key_id.hex(), "")
             if point:
                 public = PublicKey(algorithm, bytes.fromhex(point))
-                self._keys[name] = await asyncio.to_thread(self._registry.finish_key, name, public)
+                self._remember(await asyncio.to_thread(self._registry.finish_key, name, public))
                 await self.announce("key", name)
                 log.warning(
                     "key %r: its making was cut short after the token had made it; it is usable", name
@@ -128,8 +182,14 @@ class Holdings:
     async def refresh(self, kind: str, name: str) -> None:
         """The leading front has changed a key or an account: read it again."""
         if kind == "key":
-            self._keys[name] = await asyncio.to_thread(self._registry.key, name)
-        else:
+            try:
+                key = await asyncio.to_thread(self._registry.key, name)
+            except NotFound:
+                self._forget(name)  # it was destroyed
+                return
+            if not key.for_seal or name in self._seal_keys:
+                self._remember(key)
+        elif kind == "account":
             self._accounts[name] = await asyncio.to_thread(self._registry.account, name)
 
     # Accounts -------------------------------------------------------------------------------------------

@@ -484,7 +484,7 @@ def check_organisation(organisation: Organisation) -> None:
     if _USCC.fullmatch(organisation.code) is None:
         raise BadRequest(
             f"organisation code {organisation.code[:32]!r} is no unified social credit code",
-            hint="18 characters as in GB 32100, e.g. 91330100MA27XYZ12Q",
+            hint="18 characters as in GB 32100, e.g. 91330100MA27XYW12Q",
         )
     if _REGION.fullmatch(organisation.region) is None:
         raise BadRequest(f"region {organisation.region[:16]!r}: expected six digits (GB/T 2260), e.g. 330100")

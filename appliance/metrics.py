@@ -168,6 +168,11 @@ class Metrics:
         self.authentication_failures = Counter(
             "cloudseal_authentication_failures", "Proofs of identity that did not fit.", registry=registry
         )
+        self.filing_overdue = Gauge(
+            "cloudseal_filing_overdue_messages",
+            "Messages to the public security that were due and have not arrived.",
+            registry=registry,
+        )
         tokens = list(tokens)
         self._queue = Histogram(
             "cloudseal_queue_seconds",

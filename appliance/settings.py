@@ -206,7 +206,6 @@ class SealSettings:
     crl_files: tuple[Path, ...] = ()
     code_pattern: str = "[1-9][0-9]{12,13}"
     proposal_ttl_s: float = _limited(259_200.0, 1, 2_592_000)
-    officer_idle_s: float = _limited(900.0, 1, 86_400)
     sweep_s: float = _limited(60.0, 0.1, 86_400)
     font_file: Path = Path("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc")
     password: PasswordSettings = field(default_factory=PasswordSettings)

@@ -124,6 +124,12 @@ class SignerWorker(asyncio.Protocol):
         }
         self._write(link.pack_json(link.Kind.LOAD_KEY, sequence, document))
 
+    def unload_key(self, name: str) -> None:
+        """Have it forget a key that is going to be destroyed; nobody waits for the answer."""
+        slot = self.slots.pop(name, None)
+        if slot is not None:
+            self._write(link.pack_json(link.Kind.FORGET_KEY, self._next(), {"slot": slot}))
+
     async def request(self, kind: link.Kind, document: dict[str, Any]) -> Any:
         """Ask and wait for the JSON answer; ``Unavailable`` where it does not come."""
         sequence = self._next()
@@ -375,6 +381,17 @@ class SignerPool:
         """What the token holds."""
         answer = await self._any_worker().request(link.Kind.LIST_KEYS, {})
         return list(answer["keys"])
+
+    async def destroy_key(self, key_id: bytes, name: str) -> None:
+        """Have the token destroy both halves; a key that it has no more is no error."""
+        self._recent_keys.pop(name, None)
+        for worker in self._workers:
+            worker.unload_key(name)
+        try:
+            await self._any_worker().request(link.Kind.DESTROY_KEY, {"id": key_id.hex()})
+        except Conflict:
+            if any(entry["id"] == key_id.hex() for entry in await self.list_keys()):
+                raise  # it is there, and the token does not let go of it
 
     def check_available(self) -> None:
         """``Unavailable`` where there is no worker to ask."""
