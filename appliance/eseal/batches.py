@@ -26,8 +26,8 @@ from appliance.eseal import der
 from appliance.eseal.der import Reader, plain_time
 from appliance.eseal.findings import Code, Finding
 from appliance.eseal.structures import MAX_SIGNATURE_LEN, ESeal, read_seal
+from appliance.eseal.timestamps import CLOCK_SKEW
 from appliance.eseal.verification import (
-    CLOCK_SKEW,
     CheckName,
     Examiner,
     Report,

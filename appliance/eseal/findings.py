@@ -71,7 +71,7 @@ class Code(Enum):
         "user_id", Outcome.FAILED, "signed with another user ID than 1234567812345678 (GB/T 35276): the signer's error"
     )  # fmt: skip
     RAW_SIGNATURE = (
-        "raw_signature", Outcome.FAILED, "the signature value is 64 bytes r||s where GB/T 35276 wants DER"
+        "raw_signature", Outcome.FAILED, "the signature value is 64 bytes r ‖ s where GB/T 35276 wants DER"
     )  # fmt: skip
     ALGORITHM = "algorithm", Outcome.FAILED, "the signature algorithm does not belong to the key"
     UNSUPPORTED_KEY = "unsupported_key", Outcome.UNKNOWN, "neither SM2 nor P-256: cannot be verified here"
@@ -102,7 +102,7 @@ class Code(Enum):
     )  # fmt: skip
     DIGEST_WITH_Z = (
         "digest_with_z", Outcome.FAILED,
-        "the seal lists SM3(Z||certificate) where GB/T 38540 wants the plain SM3: the maker's error",
+        "the seal lists SM3(Z ‖ certificate) where GB/T 38540 wants the plain SM3: the maker's error",
     )  # fmt: skip
 
     OUTSIDE_SEAL = "outside_seal", Outcome.FAILED, "signed at a time when the seal was not valid"
@@ -116,7 +116,7 @@ class Code(Enum):
 
     OTHER_DATA = "other_data", Outcome.FAILED, "this was made for other data"
     HASH_WITH_Z = (
-        "hash_with_z", Outcome.FAILED, "the data hash is SM3(Z||data) where the standard wants the plain SM3"
+        "hash_with_z", Outcome.FAILED, "the data hash is SM3(Z ‖ data) where the standard wants the plain SM3"
     )  # fmt: skip
     NO_DATA = "no_data", Outcome.UNKNOWN, "the sealed data, or its hash, was not given"
     STAMP_TOO_EARLY = "stamp_too_early", Outcome.FAILED, "the time stamp is older than what it stamps"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from appliance.algorithms import DIGEST_LEN, Algorithm, signature_from_der, signature_to_der
@@ -29,6 +29,8 @@ from appliance.eseal.der import Reader
 from appliance.eseal.findings import Code, Finding, Outcome, found
 from appliance.verifying import VALID, Verifier, sm3
 
+CLOCK_SKEW: Final = timedelta(minutes=5)
+"""By how much the clocks of signers, authorities and ours may differ before it counts."""
 MAX_REQUEST_LEN: Final = 4_096
 """A request has some 60 bytes; the limit bounds what a stranger can make us parse."""
 MAX_RESPONSE_LEN: Final = 1 << 17
@@ -392,7 +394,7 @@ def check_token(
     if finding.code is Code.EXPIRED_SINCE:  # an old stamp proves what it proved
         warning = f"the time-stamp authority's {finding.text}"
         finding = found(Code.OK, "", (*finding.warnings, warning))
-    if finding.outcome is Outcome.PASSED and token.at > now:
+    if finding.outcome is Outcome.PASSED and token.at > now + CLOCK_SKEW:
         return found(Code.IN_FUTURE, token.at.isoformat())
     return finding
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -35,11 +35,9 @@ from appliance.eseal.structures import (
     read_seal,
     read_signature,
 )
-from appliance.eseal.timestamps import Token, check_token, read_token
+from appliance.eseal.timestamps import CLOCK_SKEW, Token, check_token, read_token
 from appliance.verifying import VALID, Verifier, sm2_z, sm3
 
-CLOCK_SKEW: Final = timedelta(minutes=5)
-"""By how much the clocks of signers, authorities and ours may differ before it counts."""
 MAX_CACHED_BYTES: Final = 64 << 20
 """What an ``Examiner`` remembers, counted in bytes of seals and certificates; over that it begins anew."""
 
@@ -247,7 +245,7 @@ class Known(NamedTuple):
 class Examiner:
     """Verifies seals and seal signatures against one trust.
 
-    ``accept_raw`` takes signature values of 64 bytes r||s, which one vendor writes, with a warning.
+    ``accept_raw`` takes signature values of 64 bytes r ‖ s, which one vendor writes, with a warning.
     ``stamp_certificates`` are those of time-stamp authorities whose tokens come without.
     """
 
