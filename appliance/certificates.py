@@ -158,8 +158,6 @@ def certificate_to_sign(
     ]
     if is_time_stamping:
         extensions.append(_extension("extended_key_usage", ["time_stamping"], critical=True))
-    if is_time_stamping:
-        extensions.append(_extension("extended_key_usage", ["time_stamping"], critical=True))
     tbs = x509.TbsCertificate(
         {
             "version": "v3",
