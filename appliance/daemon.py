@@ -28,7 +28,11 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
+from appliance.api.opening import ApiParts, HttpApi
+from appliance.api.sealing import NoSealer
+from appliance.api.service import tls_context as api_tls_context
 from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown
+from appliance.eseal.verification import UNKNOWN
 from appliance.fronts import Following, Fronts, Place
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
@@ -115,6 +119,8 @@ def check(settings: Settings) -> list[TokenProfile]:
         pin_reader(token.pin_file)()
     if settings.listen.tcp is not None:
         tls_context(settings.listen)
+    if settings.web.api.listen is not None:
+        api_tls_context(settings.web.api)
     return profiles
 
 
@@ -174,6 +180,10 @@ class Daemon:
             registry.custody, settings.seals.password, self._hash_threads, clock, _now, self._announce
         )
         self.office = self._open_office() if place.index == 0 else None
+        self.api = self._open_api(self.office) if self.office is not None else None
+        self._services = Services(
+            self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics, self.fronts
+        )
         self.metrics.watch(self._read_gauges)
         self._stop = asyncio.Event()
 
@@ -198,6 +208,26 @@ class Daemon:
                 give_up=_give_up,
             )
         )
+
+    def _open_api(self, office: Office) -> HttpApi:
+        return HttpApi(
+            ApiParts(
+                self._settings,
+                office,
+                self.registry,
+                self.protection,
+                self.authenticator,
+                self.verifier,
+                NoSealer(),
+                self._state,
+                lambda seal: UNKNOWN,
+                time.monotonic,
+                _now,
+            )
+        )
+
+    async def _state(self) -> str:
+        return str((await self._services.status())["state"])
 
     async def _announce(self, kind: str, name: str) -> None:
         """A seal, or a seal's password, has changed: returns when every front goes by it."""
@@ -267,9 +297,6 @@ class Daemon:
 
     async def run(self, following: Following | None) -> None:
         """Until stopped; what was accepted is answered before this returns."""
-        services = Services(
-            self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics, self.fronts
-        )
         runners: list[web.AppRunner] = []
         bound: list[Path] = []  # socket files of ours, and of nobody else, to be removed at the end
         try:
@@ -283,8 +310,11 @@ class Daemon:
                     endless = [group.create_task(self._finish_unfinished_keys())]
                     assert self.office is not None
                     endless.append(group.create_task(self.office.run(), name="office"))
-                    await self._start_sites(services, runners, bound)
+                    await self._start_sites(runners, bound)
                     await self._start_authority(runners)
+                    if self.api is not None and self.api.door is not None:
+                        await self.api.door.open()
+                        endless.append(group.create_task(self.api.door.watch(), name="api"))
                     group.create_task(self.fronts.run(listeners), name="fronts")
                 else:
                     listeners = following.listeners
@@ -306,6 +336,8 @@ class Daemon:
                 for pool in self.pools.values():
                     pool.stop()
         finally:
+            if self.api is not None and self.api.door is not None:
+                await self.api.door.close()
             for runner in runners:
                 await runner.cleanup()
             for path in bound:
@@ -321,13 +353,15 @@ class Daemon:
         await following.answer_leader(self.answer_leader)
         self.request_stop()
 
-    async def _start_sites(self, services: Services, runners: list[web.AppRunner], bound: list[Path]) -> None:
-        settings = self._settings.web
+    async def _start_sites(self, runners: list[web.AppRunner], bound: list[Path]) -> None:
+        settings, services, api = self._settings.web, self._services, self.api
         applications = []
         if settings.health is not None:
             applications.append((health_application(services), False))
         if settings.officer_socket is not None:
-            applications.append((officer_application(services, officer_uids(settings)), True))
+            assert api is not None
+            officers_own = officer_application(services, officer_uids(settings), api.application(), api.base)
+            applications.append((officers_own, True))
         for application, officers in applications:
             runner = web.AppRunner(application, access_log=None)
             runners.append(runner)

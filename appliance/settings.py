@@ -122,6 +122,7 @@ class ApiSettings:
     key_file: Path | None = None
     max_connections: int = _limited(256, 1, 65_536)
     request_s: float = _limited(30.0, 0.1, 600)
+    session_idle_s: float = _limited(900.0, 1, 86_400)
     session_s: float = _limited(28_800.0, 1, 604_800)
     public_per_minute: int = _limited(60, 1, 1_000_000)
     public_at_once: int = _limited(8, 1, 4_096)

@@ -94,8 +94,10 @@ def health_application(services: Services) -> web.Application:
     return application
 
 
-def officer_application(services: Services, allowed_uids: frozenset[int]) -> web.Application:
-    """Keys and accounts, for officers on this machine."""
+def officer_application(
+    services: Services, allowed_uids: frozenset[int], api: web.Application | None = None, base: str = ""
+) -> web.Application:
+    """Keys and accounts, for officers on this machine; and the HTTP API under its base path."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -122,6 +124,8 @@ def officer_application(services: Services, allowed_uids: frozenset[int]) -> web
 
     application = web.Application(middlewares=[guard], client_max_size=MAX_BODY_LEN)
     _Officers(services).add_routes(application.router)
+    if api is not None:
+        application.add_subapp(base, api)
     return application
 
 

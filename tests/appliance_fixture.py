@@ -231,10 +231,21 @@ class Answer:
         """The body, read."""
         return json.loads(self.body)
 
+    @property
+    def media_type(self) -> str:
+        """What the body is said to be."""
+        return self.headers.get("Content-Type", "").partition(";")[0]
 
-def _exchange(connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None) -> Answer:
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: dict[str, str] | None = None,
+) -> Answer:
     try:
-        connection.request(method, path, body=body)
+        connection.request(method, path, body=body, headers=headers or {})
         response = connection.getresponse()
         return Answer(response.status, dict(response.getheaders()), response.read())
     finally:
@@ -522,6 +533,18 @@ class Appliance:
         """One call of the officers' interface."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         return _exchange(_UnixHttp(self.officer_socket), method, path, data)
+
+    def officer_json(self, method: str, path: str, body: object = None) -> Answer:
+        """The same for the HTTP API, which asks that JSON be declared."""
+        data, headers = None, {}
+        if body is not None:
+            data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return _exchange(_UnixHttp(self.officer_socket), method, path, data, headers)
+
+    def change_settings(self, **changes: Any) -> None:
+        """Before a start: what depends on where the appliance lies."""
+        self.settings = _merged(self.settings, changes)
+        self.config_file.write_text(json.dumps(self.settings))
 
     def ordered(self, method: str, path: str, body: object = None) -> Any:
         """The same, which must go well; the document."""

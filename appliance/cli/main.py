@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     # The modules of the commands import the client, and with it half a second's worth of libraries: not for --version.
-    from appliance.cli import demo, officer, setup, signing, stream
+    from appliance.cli import demo, figures, officer, people, seals, setup, signing, stream
 
     common = argparse.ArgumentParser(add_help=False)
     # SUPPRESS: a default here would undo what was given before the command's name.
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"cloud-seal {__version__}")
     groups = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for module in (setup, officer, signing, stream, demo):
+    for module in (setup, officer, people, seals, figures, signing, stream, demo):
         module.add_commands(groups, [common])
     return parser
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-import getpass
 import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,7 @@ from asn1crypto import pem
 from appliance.algorithms import Algorithm
 from appliance.cli.files import read_der, write_durably
 from appliance.cli.show import Answer, Screen, Table, fields
-from appliance.cli.target import Officer, add_officer_options, read_password
-from appliance.errors import BadRequest
+from appliance.cli.target import Officer, add_officer_options, new_password
 
 Run = Callable[[argparse.Namespace, Screen], Answer]
 
@@ -126,17 +123,6 @@ def _add_password_options(command: argparse.ArgumentParser) -> None:
     proof = command.add_mutually_exclusive_group()
     proof.add_argument("--password-file", metavar="FILE", type=Path, help="the new password, first line")
     proof.add_argument("--ask-password", action="store_true", help="ask for the new password, twice")
-
-
-def _new_password(args: argparse.Namespace) -> str:
-    if args.password_file is not None:
-        return read_password(args.password_file)
-    if not sys.stdin.isatty():
-        raise BadRequest("no terminal to ask for a password on", hint="use --password-file FILE")
-    password = getpass.getpass("New password: ", stream=sys.stderr)
-    if getpass.getpass("Once more: ", stream=sys.stderr) != password:
-        raise BadRequest("the two passwords differ", hint="nothing was changed; try again")
-    return password
 
 
 # Keys -------------------------------------------------------------------------------------------------------
@@ -239,7 +225,7 @@ def _account_create(args: argparse.Namespace, screen: Screen) -> Answer:
         body["certificate_sha256"] = args.certificate_sha256.replace(":", "").lower()
     # Without any other proof an account needs a password: one that nothing proves is open to nobody.
     if args.password_file is not None or args.ask_password or len(body) == 1:
-        body["password"] = _new_password(args)
+        body["password"] = new_password(args.password_file)
     officer = Officer.from_args(args)
     officer.call("POST", "accounts", body=body)
     return _account_answer(officer, args.name)
@@ -252,7 +238,9 @@ def _account_list(args: argparse.Namespace, screen: Screen) -> Answer:
 
 def _account_password(args: argparse.Namespace, screen: Screen) -> Answer:
     officer = Officer.from_args(args)
-    officer.call("POST", "accounts", args.name, "password", body={"password": _new_password(args)})
+    officer.call(
+        "POST", "accounts", args.name, "password", body={"password": new_password(args.password_file)}
+    )
     return _account_answer(officer, args.name)
 
 

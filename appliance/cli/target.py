@@ -184,6 +184,23 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
     return context
 
 
+def new_password(path: Path | None, what: str = "New password") -> str:
+    """A new password out of a file, or asked for twice."""
+    if path is not None:
+        return read_password(path)
+    password = ask_password(what)
+    if getpass.getpass("Once more: ", stream=sys.stderr) != password:
+        raise BadRequest("the two passwords differ", hint="nothing was changed; try again")
+    return password
+
+
+def ask_password(what: str) -> str:
+    """A password from the terminal."""
+    if not sys.stdin.isatty():
+        raise BadRequest("no terminal to ask for a password on", hint="name a file that holds it: see --help")
+    return getpass.getpass(f"{what}: ", stream=sys.stderr)
+
+
 def read_password(path: Path) -> str:
     """The first line of a file that its owner keeps to themselves."""
     try:
@@ -206,12 +223,15 @@ def read_password(path: Path) -> str:
 # The officers' interface ------------------------------------------------------------------------------------
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=OFFICER_TIMEOUT_S)
         self._path = path
 
     def connect(self) -> None:
+        """As for TCP."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         try:
@@ -233,50 +253,68 @@ class Officer:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Officer:
         """The interface that the arguments lead to."""
-        path = args.officer_socket
-        if path is None:
-            path = settings_of(args).web.officer_socket
-        if path is None:
-            raise ConfigError(
-                "the officers' interface is switched off", hint="set web.officer_socket in the configuration"
-            )
-        return cls(path)
+        return cls(officer_socket_of(args))
 
     def call(self, method: str, *names: str, body: Mapping[str, Any] | None = None) -> Any:
         """What the interface answers to ``/v1/<names…>``; its errors are raised as what they are."""
         target = "/".join(("/v1", *(quote(name, safe="") for name in names)))
-        connection = _UnixConnection(self._path)
-        asked = False
-        try:
-            payload = None if body is None else json.dumps(body).encode()
-            connection.connect()
-            asked = True
-            connection.request(method, target, payload, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            raw = response.read(MAX_ANSWER_LEN + 1)
-            if len(raw) <= MAX_ANSWER_LEN and response.length:
-                raise http.client.IncompleteRead(raw, response.length)
-        except PermissionError as error:
-            raise Denied(
-                f"{self._path}: not yours to use",
-                hint="run this as the daemon's user, or see web.officer_uids",
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            detail = f"{self._path}: no answer ({str(error) or type(error).__name__})"
-            if asked and method != "GET":
-                # The only case in which we cannot tell; every act can be looked at, and most can be repeated.
-                raise Unavailable(
-                    f"{detail}; whether it was done is not known", hint="look before trying again: … list"
-                ) from error
+        payload = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        connection = UnixConnection(self._path)
+        return read_answer(*exchange(connection, str(self._path), method, target, payload, headers)[:2])
+
+
+def officer_socket_of(args: argparse.Namespace) -> Path:
+    """The officers' socket that the arguments lead to."""
+    path: Path | None = args.officer_socket
+    if path is None:
+        path = settings_of(args).web.officer_socket
+    if path is None:
+        raise ConfigError(
+            "the officers' interface is switched off", hint="set web.officer_socket in the configuration"
+        )
+    return path
+
+
+def exchange(
+    connection: http.client.HTTPConnection,
+    place: str,
+    method: str,
+    target: str,
+    payload: bytes | None,
+    headers: Mapping[str, str],
+) -> tuple[int, bytes, str]:
+    """One request and its answer: status, body, media type. The connection is closed; ``place`` is for errors."""
+    asked = False
+    try:
+        connection.connect()
+        asked = True
+        connection.request(method, target, payload, dict(headers))
+        response = connection.getresponse()
+        raw = response.read(MAX_ANSWER_LEN + 1)
+        if len(raw) <= MAX_ANSWER_LEN and response.length:
+            raise http.client.IncompleteRead(raw, response.length)
+        return response.status, raw, response.headers.get_content_type()
+    except PermissionError as error:
+        raise Denied(
+            f"{place}: not yours to use", hint="run this as the daemon's user, or see web.officer_uids"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        detail = f"{place}: no answer ({str(error) or type(error).__name__})"
+        if asked and method != "GET":
+            # The only case in which we cannot tell; every act can be looked at, and most can be repeated.
             raise Unavailable(
-                detail, hint="is cloud-seald running, with this configuration?", retry_after_ms=1_000
+                f"{detail}; whether it was done is not known", hint="look before trying again: … list"
             ) from error
-        finally:
-            connection.close()
-        return _read_answer(response.status, raw)
+        raise Unavailable(
+            detail, hint="is cloud-seald running, with this configuration?", retry_after_ms=1_000
+        ) from error
+    finally:
+        connection.close()
 
 
-def _read_answer(status: int, raw: bytes) -> Any:
+def read_answer(status: int, raw: bytes) -> Any:
+    """The document; the errors of the daemon are raised as what they are."""
     try:
         if len(raw) > MAX_ANSWER_LEN:
             raise ValueError("too long")

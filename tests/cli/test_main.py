@@ -58,6 +58,20 @@ def test_the_commands_are_these() -> None:
         "ca root",
         "ca issue",
         *(f"account {one}" for one in ("create", "list", "password", "disable", "enable", "grant", "revoke")),
+        *(f"officer {one}" for one in ("create", "roles", "list", "password", "disable", "enable", "whoami")),
+        "officer change-password",
+        *(f"organisation {one}" for one in ("add", "change", "list", "show")),
+        *(
+            f"proposal {one}"
+            for one in ("list", "show", "approve", "reject", "make", "renew", "wake", "cancel")
+        ),
+        *(f"proposal {one}" for one in ("destroy-key", "reset-password")),
+        *(f"grant {one}" for one in ("list", "give", "take")),
+        *(f"seal {one}" for one in ("apply", "list", "show", "events", "document", "imprint", "eseal")),
+        *(f"seal {one}" for one in ("review", "refuse", "key", "request", "certificate", "file", "confirm")),
+        *(f"seal {one}" for one in ("activate", "suspend", "resume", "password", "rotate", "unlock")),
+        *(f"statistics {one}" for one in ("seals", "uses", "filing")),
+        "outbox list",
         "sign",
         "verify",
         "status",
