@@ -37,7 +37,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, TypeVar
 
 from appliance.errors import BadRequest, Busy, Conflict, Denied
-from appliance.lifecycle import ProtectionPassword, Seal
+from appliance.lifecycle import Event, ProtectionPassword, Seal
 from appliance.passwords import FailureBook, PasswordHasher, encoded_len
 from appliance.settings import PasswordSettings
 from appliance.wire import MAX_PASSWORD_LEN
@@ -58,7 +58,9 @@ class CustodyRecords(Protocol):
     def password(self, seal_id: str) -> ProtectionPassword | None:
         """As it is on record; None before the seal's activation."""
 
-    def rotate(self, seal_id: str, old_hash: str, new_hash: str, by: str, at: str) -> object:
+    def rotate(
+        self, seal_id: str, old_hash: str, new_hash: str, by: str, at: str, event: Event | None = None
+    ) -> object:
         """The new hash in the place of the old one, no failures; ``Conflict`` where the old one is not there."""
 
     def note_failure(self, seal_id: str, lock_after: int) -> ProtectionPassword:
@@ -236,7 +238,10 @@ class Protection:
         return ProtectionPassword(seal.id, hashed, by, _instant(self._now()), 0, False, 1)
 
     async def rotate(self, seal: Seal, old: str, new: str, by: str) -> None:
-        """A new password for who knows the old one; unlocks stay. To try an old one is a guess like any other."""
+        """A new password for who knows the old one, and a line in the seal's record; unlocks stay.
+
+        To try an old one is a guess like any other.
+        """
         good = self._good(new, seal)
         if good == _normal(old):
             raise BadRequest("the new protection password is the old one", hint="choose another")
@@ -244,7 +249,10 @@ class Protection:
             record = await self._guess(seal.id, ("officer", by), _normal(old), too_old_is_good=True)
             hashed = await self._hasher.hash(good)
             at = _instant(self._now())
-            await self._call(lambda: self._custody.rotate(seal.id, record.password_hash, hashed, by, at))
+            event = Event(seal.id, at, "rotate-password", seal.state, seal.state, by, None, {})
+            await self._call(
+                lambda: self._custody.rotate(seal.id, record.password_hash, hashed, by, at, event)
+            )
         log.info("protection password of seal %s rotated by %s", seal.id, by)
 
     async def prepare_reset(self, seal: Seal, new: str, by: str) -> ProtectionPassword:
