@@ -19,13 +19,16 @@ repair.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, ParamSpec, TypeVar
 
-from appliance.errors import BadRequest, Conflict, Denied, StateUnknown
+from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, StateUnknown
 from appliance.lifecycle import Act, Event, Officer, Seal, Transition, check_role, transition
 from appliance.registry import Registry, Step
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,8 +172,14 @@ class Desk:
 
         task = asyncio.ensure_future(whole())
         self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+        task.add_done_callback(self._finished)
         return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._finishing.discard(task)
+        error = None if task.cancelled() else task.exception()  # perhaps nobody waits for it any more
+        if error is not None and not isinstance(error, ApplianceError):
+            log.error("an act ended in %r", error)
 
     async def settle(self) -> None:
         """Before the registry is closed: what is under way ends."""

@@ -29,7 +29,7 @@ from typing import Final
 
 import aiohttp
 
-from appliance.errors import ConfigError, Conflict, Unavailable
+from appliance.errors import ApplianceError, ConfigError, Conflict, Unavailable
 from appliance.lifecycle import SYSTEM, Act, Message, MessageKind, State
 from appliance.office.desk import Desk, by_itself, instant
 from appliance.settings import FilingSettings
@@ -116,7 +116,11 @@ class Outbox:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 await self._failed(message, f"{type(error).__name__}: {error}", False)
             else:
-                await self._desk.finish(self._delivered(message, receipt))
+                try:
+                    await self._desk.finish(self._delivered(message, receipt))
+                except ApplianceError as error:
+                    # It is still due, and sent again under the same key.
+                    log.warning("filing: the receipt for message %s is not noted yet: %s", message.id, error)
 
     async def _send(self, message: Message) -> str:
         """The receipt."""

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Final
 
 from appliance.errors import BadRequest, Conflict, NotAuthenticated, NotFound
+from appliance.holdings import check_name
 from appliance.lifecycle import Officer, Role
 from appliance.office.desk import Desk, printable
 from appliance.passwords import FailureBook, PasswordHasher
@@ -116,13 +117,9 @@ class People:
         self, uid: int, name: str, display_name: str, roles: Collection[Role], password: str
     ) -> Officer:
         """``Conflict`` where the name is taken. ``uid`` is who asks, as the kernel tells it, for the record."""
-        if len(name.encode("utf-8", "replace")) > MAX_NAME_LEN or " " in name:
-            raise BadRequest(
-                f"{name[:MAX_NAME_LEN]!r}: no name for officers",
-                hint=f"1 to {MAX_NAME_LEN} bytes of printable UTF-8 without blanks",
-            )
+        check_name(name, "officer")
         officer = Officer(
-            printable(name, "an officer's name", 1, MAX_NAME_LEN),
+            name,
             printable(display_name, "a display name", 1, MAX_DISPLAY_NAME_LEN),
             _checked(roles),
             await self._hashed(password),

@@ -6,7 +6,8 @@ Not for: stopping a seal at the second of its end. Its validity does that, in ev
 Rules:
 
 * In batches, so many a sweep: a registry of a million seals does not hold up the rest. What is left comes next time.
-* Each seal by itself and by its version: one that somebody changed meanwhile is left alone and looked at again.
+* Each seal by itself and by its version: one that somebody changed meanwhile is left alone and looked at again. Where a
+  token is away, what needs it waits, and the other things are done all the same.
 * Doing it twice is doing it once.
 
 Crash story: each seal is a transaction; the next start goes on where this one ended.
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.errors import ApplianceError, Conflict
+from appliance.errors import ApplianceError, Unavailable
 from appliance.lifecycle import COLLECT_WITHIN, DORMANT_AFTER, SYSTEM, Act, Reason, Seal
 from appliance.office.desk import Desk, by_itself, instant
 from appliance.office.ending import Ending
@@ -97,8 +98,11 @@ class Sweeper:
                 try:
                     await do(seal)
                     done += 1
-                except Conflict as error:
-                    log.info("sweeping: seal %s was changed meanwhile: %s", seal.id, error)
+                except Unavailable as error:
+                    log.warning("sweeping: %s; the rest of these is tried again", error)
+                    return done
+                except ApplianceError as error:  # it was changed meanwhile, for the most part
+                    log.warning("sweeping: seal %s is left as it is: %s", seal.id, error)
             if len(batch) < BATCH or done == before:
                 break  # all that is left could not be done now
         return done
