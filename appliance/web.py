@@ -219,7 +219,8 @@ class _Officers:
 
     async def _issue(self, request: web.Request) -> web.Response:
         """A signer's certificate from the demonstration CA whose key this is, for a PKCS#10 request."""
-        fields = await _fields(request, {"request": str, "issuer_certificate": str}, {"days": int})
+        optional = {"days": int, "time_stamping": bool}
+        fields = await _fields(request, {"request": str, "issuer_certificate": str}, optional)
         key = self._find_key(request.match_info["name"])
         issuer = fields["issuer_certificate"].encode()
         if PublicKey.from_certificate(certificates.to_der(issuer)) != key.public:
@@ -233,11 +234,25 @@ class _Officers:
             )
         name = certificates.subject_of(issuer)
         return await self._certify(
-            key, name, wanted.public, wanted.subject, fields.get("days", 365), is_ca=False
+            key,
+            name,
+            wanted.public,
+            wanted.subject,
+            fields.get("days", 365),
+            is_ca=False,
+            is_time_stamping=fields.get("time_stamping", False),
         )
 
     async def _certify(
-        self, key: HeldKey, issuer: Name, public: PublicKey, subject: Name, days: int, *, is_ca: bool
+        self,
+        key: HeldKey,
+        issuer: Name,
+        public: PublicKey,
+        subject: Name,
+        days: int,
+        *,
+        is_ca: bool,
+        is_time_stamping: bool = False,
     ) -> web.Response:
         to_sign = certificates.certificate_to_sign(
             public=public,
@@ -248,6 +263,7 @@ class _Officers:
             not_before=datetime.now(UTC),
             days=days,
             is_ca=is_ca,
+            is_time_stamping=is_time_stamping,
         )
         signature = await self._services.pipeline.sign_message(key, to_sign)
         der = certificates.assemble_certificate(to_sign, key.public, signature)

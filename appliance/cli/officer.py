@@ -91,6 +91,7 @@ def _add_ca_commands(group: argparse.ArgumentParser, parents: list[argparse.Argu
     issue = add("issue", _ca_issue, "issue a signer's certificate for a certificate request", "NAME")
     issue.add_argument("--root", required=True, metavar="FILE", type=Path, help="the CA's root certificate")
     issue.add_argument("--request", required=True, metavar="FILE", type=Path, help="the request, PEM or DER")
+    issue.add_argument("--time-stamping", action="store_true", help="for a time-stamp authority")
     for command in (root, issue):
         command.add_argument("--days", type=int, help="how long it lasts; default: ten years, or one")
         _add_out(command, "where the certificate goes, PEM; default: standard output")
@@ -197,7 +198,10 @@ def _ca_issue(args: argparse.Namespace, screen: Screen) -> Answer:
         pem.armor(kind, read_der(path)).decode()
         for kind, path in (("CERTIFICATE REQUEST", args.request), ("CERTIFICATE", args.root))
     )
-    return _certificate_answer(args, "issue", {"request": request, "issuer_certificate": root})
+    body: dict[str, Any] = {"request": request, "issuer_certificate": root}
+    if args.time_stamping:
+        body["time_stamping"] = True
+    return _certificate_answer(args, "issue", body)
 
 
 def _certificate_answer(args: argparse.Namespace, act: str, body: dict[str, Any]) -> Answer:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance_fixture import SoftToken
+from appliance_fixture import SoftToken, bench, pytest_runtest_makereport
 from office_rig import MakeRig, Rig, working
 from simulated_token import Simulated, simulated, simulator
 
 from appliance.algorithms import Algorithm
 
-__all__ = ["simulated", "simulator"]
+__all__ = ["bench", "pytest_runtest_makereport", "simulated", "simulator"]
 
 
 @pytest.fixture(scope="session")

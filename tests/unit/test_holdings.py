@@ -14,7 +14,7 @@ from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import BadRequest, Conflict, NotFound, SignerFailed, Unavailable
 from appliance.holdings import Holdings, check_name
 from appliance.policy import Account, HeldKey
-from appliance.registry import Registry, open_registry
+from appliance.registry import KeyPurpose, Registry, open_registry
 from appliance.settings import Settings
 
 ALGORITHM = Algorithm.ECDSA_P256_SHA256
@@ -52,6 +52,13 @@ class Token:
         if self.down is not None:
             raise self.down
         return [{"id": key_id.hex(), "point": point.hex()} for key_id, point in self.points.items()]
+
+    async def destroy_key(self, key_id: bytes, name: str) -> None:
+        if self.before is not None:
+            raise self.before
+        self.points.pop(key_id, None)
+        if self.after is not None:
+            raise self.after
 
     def forget_key(self, name: str) -> None:
         self.forgotten.append(name)
@@ -312,3 +319,65 @@ def test_what_is_no_name(name: str) -> None:
     with pytest.raises(BadRequest) as caught:
         check_name(name, "key")
     assert "\x1b" not in caught.value.detail and "\n" not in caught.value.detail
+
+
+# Keys of seals ------------------------------------------------------------------------------------------------
+
+
+def test_a_seal_key_is_none_of_the_keys_that_accounts_sign_with(registry: Registry) -> None:
+    async def test() -> None:
+        holdings, token = Holdings(registry), Token()
+        made = await holdings.create_key("s", "token", ALGORITHM, token, KeyPurpose.SEAL)
+        await holdings.create_key("k", "token", ALGORITHM, token)
+        assert made.for_seal and set(holdings.keys) == {"k"}
+        for each in (holdings, Holdings(registry)):
+            assert await each.find_seal_key("s") == made == each.known_seal_key("s")
+            with pytest.raises(NotFound):
+                await each.find_seal_key("k")
+            with pytest.raises(NotFound):
+                await each.find_seal_key("nothing")
+        await holdings.refresh("key", "s")
+        assert set(holdings.keys) == {"k"}
+
+    run(test)
+
+
+def test_seal_keys_that_were_not_wanted_lately_are_read_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.holdings.MAX_SEAL_KEYS", 2)
+
+    async def test() -> None:
+        holdings, token = Holdings(registry), Token()
+        for name in ("a", "b"):
+            await holdings.create_key(name, "token", ALGORITHM, token, KeyPurpose.SEAL)
+        await holdings.find_seal_key("a")
+        await holdings.create_key("c", "token", ALGORITHM, token, KeyPurpose.SEAL)
+        known = [name for name in "abc" if holdings.known_seal_key(name) is not None]
+        assert known == ["a", "c"]
+        assert (await holdings.find_seal_key("b")).name == "b"
+
+    run(test)
+
+
+@pytest.mark.parametrize("half", ["not done", "done, answer lost"])
+def test_a_key_is_destroyed_in_the_token_first(registry: Registry, half: str) -> None:
+    async def test() -> None:
+        holdings, token = Holdings(registry), Token()
+        key = await holdings.create_key("s", "token", ALGORITHM, token, KeyPurpose.SEAL)
+        lost = Unavailable("the signer worker is gone")
+        token.before, token.after = (lost, None) if half == "not done" else (None, lost)
+        with pytest.raises(Unavailable):
+            await holdings.destroy_key("s", token)
+        assert registry.key("s") == key, "nobody knows: it is asked for again"
+        token.before = token.after = None
+        await holdings.destroy_key("s", token)
+        assert not token.points and token.forgotten == ["s"]
+        assert holdings.known_seal_key("s") is None
+        with pytest.raises(NotFound):
+            await holdings.find_seal_key("s")
+        follower = Holdings(registry)
+        await follower.refresh("key", "s")
+        assert follower.known_seal_key("s") is None and not follower.keys
+
+    run(test)
