@@ -62,6 +62,7 @@ class Holdings:
         self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
         self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
         self._seal_keys: OrderedDict[str, HeldKey] = OrderedDict()  # those wanted last, the latest at the end
+        self._seal_key_changes = 0
 
     @property
     def accounts(self) -> Mapping[str, Account]:
@@ -78,13 +79,17 @@ class Holdings:
     async def find_seal_key(self, name: str) -> HeldKey:
         """A seal's key, else ``NotFound``; read when it is first wanted, for there may be a million of them."""
         key = self._seal_keys.get(name)
-        if key is None:
+        if key is not None:
+            self._seal_keys.move_to_end(name)
+            return key
+        while True:  # again where an act changed some key meanwhile: what was read may be from before it
+            changes = self._seal_key_changes
             key = await asyncio.to_thread(self._registry.key, name)
             if not key.for_seal:
                 raise NotFound(f"no seal has a key {name!r}")
-            self._remember(key)
-        self._seal_keys.move_to_end(name)
-        return key
+            if changes == self._seal_key_changes:
+                self._remember(key)
+                return key
 
     def known_seal_key(self, name: str) -> HeldKey | None:
         """The same without I/O, where it was wanted lately."""
@@ -95,6 +100,7 @@ class Holdings:
             self._keys[key.name] = key
             return
         self._seal_keys[key.name] = key
+        self._seal_keys.move_to_end(key.name)
         if len(self._seal_keys) > MAX_SEAL_KEYS:
             self._seal_keys.popitem(last=False)
 
@@ -110,6 +116,7 @@ class Holdings:
             await self.announce("key", name)
 
     def _forget(self, name: str) -> None:
+        self._seal_key_changes += 1
         self._seal_keys.pop(name, None)
         self._keys.pop(name, None)
 
@@ -174,7 +181,8 @@ class Holdings:
         """In force for every request that is looked at after this returns."""
         async with self._acts:
             key = await asyncio.to_thread(self._registry.set_key_disabled, name, disabled)
-            self._keys[name] = key
+            self._seal_key_changes += 1
+            self._remember(key)
             maker.forget_key(name)
             await self.announce("key", name)
         return key
@@ -182,6 +190,7 @@ class Holdings:
     async def refresh(self, kind: str, name: str) -> None:
         """The leading front has changed a key or an account: read it again."""
         if kind == "key":
+            self._seal_key_changes += 1  # who is reading it now may have the old one
             try:
                 key = await asyncio.to_thread(self._registry.key, name)
             except NotFound:

@@ -31,6 +31,12 @@ MAX_CONFIG_LEN: Final = 1 << 20
 """A configuration is written by hand; a larger file is some other file."""
 
 
+class Url(str):
+    """A value that names a server. Where a path may stand too, ``://`` tells the two apart."""
+
+    __slots__ = ()
+
+
 def _limited(default: Any, low: float, high: float) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -227,7 +233,8 @@ class TokenSettings:
 class Settings:
     """Everything the daemon is told."""
 
-    registry: Path = Path("data/registry.sqlite")
+    registry: Path | Url = Path("data/registry.sqlite")
+    registry_password_file: Path | None = None
     tokens: tuple[TokenSettings, ...] = ()
     listen: ListenSettings = field(default_factory=ListenSettings)
     window: WindowSettings = field(default_factory=WindowSettings)
@@ -325,9 +332,13 @@ class _Reader:
     def read(self, node: yaml.Node, kind: Any, key: str) -> Any:
         origin = typing.get_origin(kind)
         if origin in (types.UnionType, typing.Union):
-            if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+            kinds = [one for one in typing.get_args(kind) if one is not type(None)]
+            is_null = isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+            if is_null and len(kinds) < len(typing.get_args(kind)):
                 return None
-            return self.read(node, next(one for one in typing.get_args(kind) if one is not type(None)), key)
+            if Url in kinds and isinstance(node, yaml.ScalarNode) and "://" in node.value:
+                return Url(self._read_scalar(node, str, key))
+            return self.read(node, kinds[0], key)
         if origin is tuple:
             if not isinstance(node, yaml.SequenceNode):
                 raise self._fail(node, key, "a list")

@@ -158,7 +158,7 @@ class _Maker:
         self.root = root
         self.steps: list[dict[str, str]] = []
 
-    def note(self, what: str, path: Path, done: str) -> None:
+    def note(self, what: str, path: Path | str, done: str) -> None:
         self.steps.append({"what": what, "path": str(path), "done": done})
 
     def directory(self, name: str, mode: int) -> Path:

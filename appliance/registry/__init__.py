@@ -17,8 +17,6 @@ documents: it is there whole or not at all. A commit of unknown outcome ends the
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from appliance.registry.accounts import Accounts
 from appliance.registry.custody import Custody
 from appliance.registry.database import Database
@@ -26,10 +24,11 @@ from appliance.registry.grants import Grants
 from appliance.registry.keys import KeyPurpose, Keys
 from appliance.registry.messages import FilingDelay, Messages
 from appliance.registry.people import People
+from appliance.registry.postgres import PostgresDatabase
 from appliance.registry.seals import Pending, SealFilter, SealRecords, Step
 from appliance.registry.sqlite import SqliteDatabase
 from appliance.registry.usage import Usage, Use
-from appliance.settings import Settings
+from appliance.settings import Settings, Url
 
 __all__ = [
     "FilingDelay",
@@ -65,5 +64,6 @@ def open_registry(settings: Settings, *, hold: bool = False) -> Registry:
 
     ``hold`` keeps every other daemon away from it until it is closed, else ``ConfigError``.
     """
-    assert isinstance(settings.registry, Path)
+    if isinstance(settings.registry, Url):
+        return Registry(PostgresDatabase(settings.registry, settings.registry_password_file, hold=hold))
     return Registry(SqliteDatabase(settings.registry, hold=hold))

@@ -414,7 +414,13 @@ class SealRecords(Part):
 
     def due_to_sleep(self, before: str, limit: int = 100) -> list[Seal]:
         """Active ones that have been neither used nor woken since, the longest idle first."""
-        return self._due("state = 'active' AND idle_from < ? ORDER BY idle_from", before, limit)
+        rows = self._database.rows(
+            f"{_SELECT} WHERE state = 'active' AND idle_from < ? AND (last_used_at IS NULL OR last_used_at < ?)"
+            f" ORDER BY idle_from LIMIT {page(limit)}",
+            before,
+            before,
+        )
+        return [_read(row) for row in rows]
 
     def due_to_abandon(self, before: str, limit: int = 100) -> list[Seal]:
         """Made before then and not collected, the oldest first."""

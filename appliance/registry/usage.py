@@ -19,6 +19,8 @@ from appliance.registry.messages import FilingDelay, Messages
 
 DIMENSIONS: Final = ("organisation", "region", "kind", "state")
 """By which seals are counted."""
+DAY_LEN: Final = len("2026-01-01")
+"""How much of an instant is its day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,10 @@ class Usage(Part):
             last[use.seal_id] = max(last.get(use.seal_id, ""), use.last_used_at)
         # Sorted, as everywhere: two that add at once take the rows in the same order, and neither waits for ever.
         transaction.execute_many(
-            "UPDATE seal SET last_used_at = ?, idle_from = ?"
+            # `idle_from` is indexed, so it changes once a day only: it says when a seal may be idle, not that it is.
+            "UPDATE seal SET last_used_at = ?, idle_from = CASE WHEN idle_from >= ? THEN idle_from ELSE ? END"
             " WHERE id = ? AND (last_used_at IS NULL OR last_used_at < ?)",
-            [(at, at, seal_id, at) for seal_id, at in sorted(last.items())],
+            [(at, at[:DAY_LEN], at, seal_id, at) for seal_id, at in sorted(last.items())],
         )
         try:
             transaction.execute_many(

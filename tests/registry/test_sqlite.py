@@ -5,18 +5,17 @@ from __future__ import annotations
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from registry.keys import ACCOUNT, make_key
 
-from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import (
     ApplianceError,
     BadRequest,
     ConfigError,
     Conflict,
-    NotFound,
     StateUnknown,
     Unavailable,
 )
@@ -24,22 +23,6 @@ from appliance.policy import Account
 from appliance.registry import Registry
 from appliance.registry import sqlite as sqlite_module
 from appliance.registry.sqlite import MIGRATIONS, SqliteDatabase
-
-P256 = PublicKey(
-    Algorithm.ECDSA_P256_SHA256,
-    bytes.fromhex(  # the generator, SEC 2
-        "6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296"
-        "4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5"
-    ),
-)
-SM2 = PublicKey(
-    Algorithm.SM2_SM3,
-    bytes.fromhex(  # the generator, GB/T 32918.5
-        "32C4AE2C1F1981195F9904466A39C9948FE30BBFF2660BE1715A4589334C74C7"
-        "BC3736A2F4F6779C59BDCEE36B692153D0A9877CC62A474002DF32E52139F0A0"
-    ),
-)
-ACCOUNT = Account("a", "hash", 1_000, "ab" * 32, False, frozenset())
 
 
 @pytest.fixture
@@ -61,13 +44,6 @@ def open_at(path: Path) -> Registry:
 def writer(registry: Registry) -> sqlite3.Connection:
     assert isinstance(registry._database, SqliteDatabase)
     return registry._database._writer
-
-
-def make_key(
-    registry: Registry, name: str = "k", public: PublicKey = P256, key_id: bytes | None = None
-) -> None:
-    registry.begin_key(name, key_id or name.encode(), "token", public.algorithm)
-    registry.finish_key(name, public)
 
 
 # Files ------------------------------------------------------------------------------------------------------
@@ -220,160 +196,6 @@ def test_the_version_is_looked_at_inside_the_transaction(path: Path, monkeypatch
     others: list[None] = []
     Late(path).close()
     assert len(others) == 2
-
-
-# Keys -------------------------------------------------------------------------------------------------------
-
-
-def test_the_life_of_a_key(registry: Registry, path: Path) -> None:
-    registry.begin_key("k", b"id", "token", Algorithm.SM2_SM3)
-    assert registry.all_keys() == [] and registry.unfinished_keys() == [
-        ("k", b"id", "token", Algorithm.SM2_SM3)
-    ]
-    made = registry.finish_key("k", SM2)
-    assert (made.name, made.key_id, made.token, made.public, made.disabled) == (
-        "k",
-        b"id",
-        "token",
-        SM2,
-        False,
-    )
-    assert registry.unfinished_keys() == [] and registry.all_keys() == [made] == [registry.key("k")]
-    assert registry.set_key_disabled("k", True).disabled
-    assert registry.set_key_disabled("k", True).disabled, "switching twice is no error"
-    assert registry.all_keys()[0].disabled
-    assert not registry.set_key_disabled("k", False).disabled
-    registry.close()
-    again = open_at(path)
-    assert again.all_keys() == [made]
-    again.close()
-
-
-def test_a_name_or_an_id_is_taken_from_the_first_moment(registry: Registry) -> None:
-    registry.begin_key("k", b"id", "token", Algorithm.SM2_SM3)
-    for name, key_id in (("k", b"other"), ("other", b"id")):
-        with pytest.raises(Conflict):
-            registry.begin_key(name, key_id, "token", Algorithm.SM2_SM3)
-    registry.finish_key("k", SM2)
-    with pytest.raises(Conflict):
-        registry.begin_key("k", b"other", "token", Algorithm.SM2_SM3)
-    assert len(registry.all_keys()) == 1
-
-
-def test_a_key_is_finished_once(registry: Registry) -> None:
-    make_key(registry)
-    with pytest.raises(Conflict):
-        registry.finish_key("k", P256)
-    with pytest.raises(Conflict):
-        registry.finish_key("never begun", P256)
-    registry.set_key_disabled("k", True)
-    with pytest.raises(Conflict):
-        registry.finish_key("k", P256)
-    assert registry.key("k").disabled, "finishing does not enable"
-
-
-def test_a_key_is_finished_with_its_own_algorithm(registry: Registry, path: Path) -> None:
-    """A point on another curve would make the whole registry unreadable at the next start."""
-    registry.begin_key("k", b"id", "token", Algorithm.SM2_SM3)
-    with pytest.raises(Conflict):
-        registry.finish_key("k", P256)
-    registry.finish_key("k", SM2)
-    assert open_at(path).all_keys() == registry.all_keys()
-
-
-def test_only_what_is_being_made_is_abandoned(registry: Registry) -> None:
-    registry.begin_key("k", b"id", "token", Algorithm.SM2_SM3)
-    registry.abandon_key("k")
-    registry.abandon_key("k")
-    make_key(registry)
-    registry.abandon_key("k")
-    assert registry.key("k")
-
-
-@pytest.mark.parametrize("state", ["missing", "creating"])
-def test_a_key_that_is_not_there(registry: Registry, state: str) -> None:
-    registry.create_account(ACCOUNT)
-    if state == "creating":
-        registry.begin_key("k", b"id", "token", Algorithm.SM2_SM3)
-    for act in (
-        lambda: registry.key("k"),
-        lambda: registry.set_key_disabled("k", False),
-        lambda: registry.grant("a", "k"),
-    ):
-        with pytest.raises(NotFound):
-            act()
-    assert registry.all_keys() == []
-
-
-def test_a_crash_between_the_two_halves(path: Path) -> None:
-    """The process is gone without a word; what it had begun is found."""
-    first = open_at(path)
-    first.begin_key("k", b"id", "token", Algorithm.ECDSA_P256_SHA256)
-    second = open_at(path)  # the first one was never closed
-    assert second.unfinished_keys() == [("k", b"id", "token", Algorithm.ECDSA_P256_SHA256)]
-    second.finish_key("k", P256)
-    assert first.all_keys() == second.all_keys()
-    first.close()
-    second.close()
-
-
-# Accounts and grants ----------------------------------------------------------------------------------------
-
-
-def test_accounts(registry: Registry, path: Path) -> None:
-    others = [
-        Account("b", None, 0, None, False, frozenset()),
-        Account("c", None, None, "cd" * 32, True, frozenset()),
-    ]
-    for account in (*others, ACCOUNT):
-        registry.create_account(account)
-    assert registry.all_accounts() == [ACCOUNT, *others]
-    with pytest.raises(Conflict):
-        registry.create_account(Account("a", None, 5, None, False, frozenset()))
-    registry.set_account_password("a", "other")
-    registry.set_account_disabled("b", True)
-    registry.set_account_disabled("c", False)
-    a, b, c = registry.all_accounts()
-    assert (a.password_hash, b.disabled, c.disabled) == ("other", True, False)
-
-
-@pytest.mark.parametrize(
-    "act",
-    [
-        lambda registry: registry.set_account_password("nobody", "x"),
-        lambda registry: registry.set_account_disabled("nobody", True),
-        lambda registry: registry.grant("nobody", "*"),
-        lambda registry: registry.grant("nobody", "k"),
-        lambda registry: registry.revoke("nobody", "k"),
-        lambda registry: registry.revoke("a", "k"),
-        lambda registry: registry.grant("a", "no such key"),
-    ],
-)
-def test_an_account_or_grant_that_is_not_there(registry: Registry, act: Callable[[Registry], None]) -> None:
-    registry.create_account(ACCOUNT)
-    make_key(registry)
-    with pytest.raises(NotFound):
-        act(registry)
-    assert registry.all_accounts() == [ACCOUNT]
-
-
-def test_grants(registry: Registry) -> None:
-    registry.create_account(ACCOUNT)
-    make_key(registry)
-    for _ in range(2):
-        registry.grant("a", "k")
-    registry.grant("a", "*")
-    assert registry.all_accounts()[0].grants == {"k", "*"}
-    registry.revoke("a", "k")
-    with pytest.raises(NotFound):
-        registry.revoke("a", "k")
-    assert registry.all_accounts()[0].grants == {"*"}
-
-
-def test_names_are_values_and_no_sql(registry: Registry) -> None:
-    name = "'; DROP TABLE key; --"
-    make_key(registry, name)
-    assert registry.key(name).name == name
 
 
 # Others at the same file ------------------------------------------------------------------------------------

@@ -244,6 +244,80 @@ def test_switching_a_key(registry: Registry) -> None:
     run(test)
 
 
+def test_keys_of_seals_are_read_when_they_are_wanted(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.holdings.MAX_SEAL_KEYS", 2)
+
+    async def act() -> None:
+        holdings, token = Holdings(registry), Token()
+        made = {
+            name: await holdings.create_key(
+                name, "token", Algorithm.ECDSA_P256_SHA256, token, KeyPurpose.SEAL
+            )
+            for name in ("a", "b", "c")
+        }
+        assert holdings.keys == {} and {key.for_seal for key in made.values()} == {True}
+        assert holdings.known_seal_key("a") is None, "two are kept, and those are the last ones"
+        assert holdings.known_seal_key("b") == made["b"]
+        for name, key in made.items():
+            assert await holdings.find_seal_key(name) == key
+        assert [holdings.known_seal_key(name) is not None for name in "abc"] == [False, True, True]
+        await holdings.find_seal_key("b")
+        await holdings.find_seal_key("a")
+        assert holdings.known_seal_key("c") is None, "the one asked for the longest ago makes room"
+
+        await holdings.create_key("signs", "token", Algorithm.ECDSA_P256_SHA256, token)
+        for wrong in ("none", "signs"):
+            with pytest.raises(NotFound):
+                await holdings.find_seal_key(wrong)
+        assert list(holdings.keys) == ["signs"]
+
+        assert (await holdings.set_key_disabled("b", True, token)).disabled
+        found = await holdings.find_seal_key("b")
+        assert found is not None and found.disabled and list(holdings.keys) == ["signs"]
+
+        again = Holdings(registry)  # another front, or the next start
+        assert list(again.keys) == ["signs"] and again.known_seal_key("b") is None
+        assert await again.find_seal_key("b") == found
+        await holdings.set_key_disabled("b", False, token)
+        await again.refresh("key", "b")
+        assert await again.find_seal_key("b") == made["b"]
+        for name in ("b", "signs"):
+            await holdings.destroy_key(name, token)
+            await again.refresh("key", name)
+        for one in (holdings, again):
+            assert one.keys == {} and one.known_seal_key("b") is None
+            with pytest.raises(NotFound):
+                await one.find_seal_key("b")
+
+    asyncio.run(act())
+
+
+def test_a_key_that_is_disabled_while_it_is_read(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before the act is not kept after it."""
+
+    async def act() -> None:
+        holdings, token = Holdings(registry), Token()
+        await holdings.create_key("a", "token", Algorithm.ECDSA_P256_SHA256, token, KeyPurpose.SEAL)
+        other = Holdings(registry)
+        loop, real = asyncio.get_running_loop(), registry.key
+        calls: list[str] = []
+
+        def slow(name: str) -> HeldKey:
+            found = real(name)
+            calls.append(name)
+            if len(calls) == 1:
+                asyncio.run_coroutine_threadsafe(other.set_key_disabled("a", True, token), loop).result()
+            return found
+
+        monkeypatch.setattr(registry, "key", slow)
+        found = await other.find_seal_key("a")
+        assert found is not None and found.disabled and len(calls) == 2
+
+    asyncio.run(act())
+
+
 def test_accounts_and_grants(registry: Registry) -> None:
     async def test() -> None:
         holdings, token = Holdings(registry), Token()

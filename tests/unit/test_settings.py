@@ -159,7 +159,7 @@ def test_every_number_is_limited() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "expected"),
     [
-        ("nonsense: 1", 1, "nonsense: expected one of the keys registry, tokens, "),
+        ("nonsense: 1", 1, "nonsense: expected one of the keys registry, registry_password_file, tokens, "),
         ("listen:\n  backlogg: 1", 2, "listen.backlogg: expected one of the keys unix_socket, "),
         ("listen:\n  tls:\n    key: x", 3, "listen.tls.key: expected one of the keys certificate_file"),
         ("tokens:\n- profile: a\n  pin_file: b\n  pin: 1234", 4, "tokens[0].pin: expected one of"),
