@@ -68,7 +68,10 @@ class Authenticator:
         """The Argon2id string to keep; ``BadRequest`` for a password that is too short or too long."""
         length = encoded_len(password)
         if not MIN_PASSWORD_LEN <= length <= MAX_PASSWORD_LEN:
-            raise BadRequest(f"a password has {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} bytes, got {length}")
+            raise BadRequest(
+                f"a password has {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} bytes, got {length}",
+                hint="choose another",
+            )
         return await self._hasher.hash(password)
 
     async def authenticate(self, hello: Hello, transport: Transport) -> Account:

@@ -67,7 +67,10 @@ class Request:
 def parse_subject(text: str) -> x509.Name:
     r"""A name from ``C=CN, O=某某公司, CN=…``; a comma within a value is written ``\,``."""
     if not text or len(text) > MAX_SUBJECT_LEN:
-        raise BadRequest(f"a subject has 1 to {MAX_SUBJECT_LEN} characters, got {len(text)}")
+        raise BadRequest(
+            f"a subject has 1 to {MAX_SUBJECT_LEN} characters, got {len(text)}",
+            hint="e.g. C=CN, O=某某公司, CN=合同专用章",
+        )
     values: dict[str, str] = {}
     for part in text.replace("\\,", "\0").split(","):
         key, equals, value = (piece.strip().replace("\0", ",") for piece in part.partition("="))
@@ -78,7 +81,7 @@ def parse_subject(text: str) -> x509.Name:
                 hint=f"expected once each of {', '.join(_ATTRIBUTES)}",
             )
         if key.upper() == "C" and (len(value) != 2 or not value.isascii()):
-            raise BadRequest(f"C={value}: expected two letters, e.g. CN")
+            raise BadRequest(f"C={value}: expected two letters", hint="a country code of ISO 3166, e.g. CN")
         values[attribute] = value
     return x509.Name.build(values)
 
@@ -114,7 +117,10 @@ def assemble_request(to_sign: bytes, public: PublicKey, signature: bytes) -> byt
 def parse_request(data: bytes) -> Request:
     """A request in DER or PEM; its signature is not checked here. ``BadRequest`` where it is none."""
     if len(data) > MAX_REQUEST_LEN:
-        raise BadRequest(f"a certificate request has at most {MAX_REQUEST_LEN} bytes, got {len(data)}")
+        raise BadRequest(
+            f"a certificate request has at most {MAX_REQUEST_LEN} bytes, got {len(data)}",
+            hint="PKCS#10, PEM or DER",
+        )
     try:
         request = csr.CertificationRequest.load(to_der(data), strict=True)
         info = request["certification_request_info"]
@@ -147,7 +153,10 @@ def certificate_to_sign(
     may have ``path_len`` CAs below it. A time-stamp authority's is for nothing else (RFC 3161 2.3).
     """
     if not 1 <= days <= MAX_VALIDITY_DAYS:
-        raise BadRequest(f"a certificate lasts 1 to {MAX_VALIDITY_DAYS} days, got {days}")
+        raise BadRequest(
+            f"a certificate lasts 1 to {MAX_VALIDITY_DAYS} days, got {days}",
+            hint="a signer's has a year or a few",
+        )
     usage = {"key_cert_sign", "crl_sign"} if is_ca else {"digital_signature", "non_repudiation"}
     constraints = {"ca": True, "path_len_constraint": path_len} if is_ca else {"ca": False}
     extensions = [

@@ -509,6 +509,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
+        # What it tells at INFO is every character of a name that is printed.
+        logging.getLogger("fontTools").setLevel(logging.WARNING)
         uvloop.run(_serve(settings, options.config.resolve(), following))
     except ApplianceError as error:
         return _report(error)

@@ -86,7 +86,7 @@ class Holdings:
             changes = self._seal_key_changes
             key = await asyncio.to_thread(self._registry.key, name)
             if not key.for_seal:
-                raise NotFound(f"no seal has a key {name!r}")
+                raise NotFound(f"no seal has a key {name!r}", hint="cloud-seal seal show names it")
             if changes == self._seal_key_changes:
                 self._remember(key)
                 return key

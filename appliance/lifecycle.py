@@ -487,6 +487,12 @@ def check_organisation(organisation: Organisation) -> None:
             hint="18 characters as in GB 32100, e.g. 91330100MA27XYW12Q",
         )
     if _REGION.fullmatch(organisation.region) is None:
-        raise BadRequest(f"region {organisation.region[:16]!r}: expected six digits (GB/T 2260), e.g. 330100")
+        raise BadRequest(
+            f"region {organisation.region[:16]!r}: expected six digits",
+            hint="a code of GB/T 2260, e.g. 330100",
+        )
     if not 1 <= len(organisation.name) <= 100 or not organisation.name.isprintable():
-        raise BadRequest("an organisation's name has 1 to 100 printable characters")
+        raise BadRequest(
+            "an organisation's name has 1 to 100 printable characters",
+            hint="its statutory name, as registered",
+        )

@@ -305,7 +305,9 @@ class Protection:
     ) -> ProtectionPassword:
         """What is on record, where the password is the right one. The seal's lock is held."""
         if len(password.encode()) > MAX_PASSWORD_LEN:
-            raise BadRequest(f"a protection password has at most {MAX_PASSWORD_LEN} bytes")
+            raise BadRequest(
+                f"a protection password has at most {MAX_PASSWORD_LEN} bytes", hint="this is some other text"
+            )
         self._admit(seal_id, who)
         record = await self._record(seal_id)
         self._check_usable(record, too_old_is_good)

@@ -244,24 +244,22 @@ def settle(bench: Bench, **settings: Any) -> Town:
     """A town with everybody in it."""
     api = {"listen": "127.0.0.1:0", "public_per_minute": 1_000_000, "public_at_once": 64}
     appliance = bench.appliance(web={"api": api}, **settings)
-    appliance.change_settings(
-        seals={
-            "maker_key": "maker",
-            "maker_certificate_file": str(appliance.root / "maker.pem"),
-            "trust_files": [str(appliance.root / "ca.pem")],
-        }
-    )
+    ca_file, maker_file = appliance.root / "ca.pem", appliance.root / "maker.pem"
     appliance.start()
-    port = int(re.findall(r"the API listens on .* port (\d+)", appliance.log)[-1])
-    town = Town(appliance, port)
     appliance.key("ca")
     appliance.key("maker")
     root = appliance.ordered("POST", "/v1/keys/ca/self-signed", {"subject": CA_SUBJECT})["certificate"]
-    town.ca_file.write_text(root)
-    request = appliance.ordered("POST", "/v1/keys/maker/request", {"subject": "C=CN, O=某某, CN=maker"})[
-        "request"
-    ]
-    (appliance.root / "maker.pem").write_text(town.issue(request))
+    ca_file.write_text(root)
+    subject = {"subject": "C=CN, O=某某, CN=maker"}
+    wanted = {**appliance.ordered("POST", "/v1/keys/maker/request", subject), "issuer_certificate": root}
+    maker_file.write_text(appliance.ordered("POST", "/v1/keys/ca/issue", wanted)["certificate"])
+    # Only now there is somebody to trust.
+    appliance.stop()
+    maker = {"maker_key": "maker", "maker_certificate_file": str(maker_file)}
+    appliance.change_settings(seals={**maker, "trust_files": [str(ca_file)]})
+    appliance.start()
+    port = int(re.findall(r"the API listens on .* port (\d+)", appliance.log)[-1])
+    town = Town(appliance, port)
     for name, roles in OFFICERS.items():
         body = {"officer": name, "displayName": name.title(), "roles": roles, "password": PASSWORD}
         town.administer("POST", "/officers", body)

@@ -258,7 +258,7 @@ def parse_json(raw: bytes) -> Any:
             raw, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_object_of_pairs
         )
     except RecursionError as error:
-        raise BadRequest("the body is not JSON that a person wrote: nested too deeply") from error
+        raise BadRequest("the body is not JSON: nested too deeply", hint=_WHERE_TO_LOOK) from error
     except ValueError as error:  # UnicodeDecodeError is one too
         raise BadRequest("the body is not JSON", hint=str(error)[:200]) from error
     _check_text(value, "body")

@@ -171,7 +171,10 @@ class Acts:
                 "a seal replaces one of the same organisation and kind", hint="cancel the other one by itself"
             )
         if old.replaced_by is not None:
-            raise Conflict(f"seal {old.id} is replaced already, by {old.replaced_by}")
+            raise Conflict(
+                f"seal {old.id} is replaced already, by {old.replaced_by}",
+                hint="name that one, if it is to be replaced",
+            )
 
     async def _number(self, application: Application, purpose: str) -> int:
         """As asked for, or the next free one; two that ask at once meet at the registry's unique index."""
@@ -334,7 +337,8 @@ def _checked(application: Application, organisation: Organisation) -> dict[str, 
     lowest, highest = (1, MAX_NUMBER) if kind is Kind.SPECIAL else (0, 0)
     if application.number is not None and not lowest <= application.number <= highest:
         raise BadRequest(
-            f"number {application.number}: special seals of one purpose are numbered from 1, others not at all"
+            f"number {application.number}: special seals of one purpose are numbered from 1, others not at all",
+            hint="leave it out: the next free one is taken (004 §3.1)",
         )
     if application.filed_imprint_sm3 is not None and len(application.filed_imprint_sm3) != SHA_LEN:
         raise BadRequest("filed_imprint_sm3 is no SM3 hash", hint="32 bytes, 64 hexadecimal digits")

@@ -204,7 +204,9 @@ class Critical:
             raise NotFound(f"no account {account!r}", hint="cloud-seal account list")
         valid_from, valid_to = _moment(arguments, "valid_from"), _moment(arguments, "valid_to")
         if valid_from is not None and valid_to is not None and valid_from >= valid_to:
-            raise BadRequest("the grant's validity ends before it begins")
+            raise BadRequest(
+                "the grant's validity ends before it begins", hint="give valid_to after valid_from"
+            )
         return {
             "account": account,
             "operations": _operations(arguments),
@@ -219,7 +221,10 @@ class Critical:
 
     async def _grant(self, seal: Seal, proposal: Proposal) -> None:
         if seal.state not in GRANTABLE:
-            raise Conflict(f"a seal that is {seal.state.value} is granted to nobody")
+            raise Conflict(
+                f"a seal that is {seal.state.value} is granted to nobody",
+                hint="propose it once the seal is in use",
+            )
         grant = _grant_of(seal.id, proposal.arguments)
         event = self._event(seal, "grant", proposal)
         done = (proposal.id, f"granted to {grant.account}")
@@ -231,7 +236,9 @@ class Critical:
         no_more(arguments, "account")
         account = text_argument(arguments, "account", MAX_NAME_LEN)
         if await self._desk.call(self._grants.grant, account, seal.id) is None:
-            raise NotFound(f"account {account!r} has no grant on this seal")
+            raise NotFound(
+                f"account {account!r} has no grant on this seal", hint="cloud-seal grant list --seal SEAL"
+            )
         return {"account": account}
 
     async def _revoke(self, seal: Seal, proposal: Proposal) -> None:
@@ -352,7 +359,10 @@ def _operations(arguments: Mapping[str, Any]) -> list[str]:
 def _limit(arguments: Mapping[str, Any], name: str) -> int:
     value = arguments.get(name, 0)
     if type(value) is not int or not 0 <= value <= MAX_LIMIT:
-        raise BadRequest(f"argument {name!r}: expected a whole number from 0 (no limit) to {MAX_LIMIT}")
+        raise BadRequest(
+            f"argument {name!r}: expected a whole number from 0 (no limit) to {MAX_LIMIT}",
+            hint="leave it out for no limit",
+        )
     return value
 
 
@@ -375,13 +385,18 @@ def _utc(moment: datetime, name: str) -> str:
     try:
         return instant(moment)
     except OverflowError as error:
-        raise BadRequest(f"argument {name!r}: out of the calendar") from error
+        raise BadRequest(
+            f"argument {name!r}: out of the calendar", hint="ISO 8601, e.g. 2026-11-22T04:30:00+00:00"
+        ) from error
 
 
 def _sources(arguments: Mapping[str, Any]) -> list[str]:
     given = arguments.get("sources", [])
     if not isinstance(given, list | tuple) or len(given) > MAX_SOURCES:
-        raise BadRequest(f"argument 'sources': expected a list of at most {MAX_SOURCES} networks")
+        raise BadRequest(
+            f"argument 'sources': expected a list of at most {MAX_SOURCES} networks",
+            hint="e.g. 10.0.0.0/8; none: from anywhere",
+        )
     try:
         return [str(ipaddress.ip_network(_word(one))) for one in given]
     except ValueError as error:
@@ -402,7 +417,8 @@ def _pattern(arguments: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_PATTERN_LEN:
         raise BadRequest(
-            f"argument 'approval_pattern': expected 1 to {MAX_PATTERN_LEN} characters, or nothing"
+            f"argument 'approval_pattern': expected 1 to {MAX_PATTERN_LEN} characters, or nothing",
+            hint="a regular expression for the whole approval reference",
         )
     try:
         re.compile(value)

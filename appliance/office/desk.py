@@ -200,7 +200,7 @@ def by_itself(seal: Seal, act: Act) -> Transition:
     """The row by which it comes about without a person, else ``Conflict``."""
     row = transition(seal.state, act)
     if not row.by_system:
-        raise Conflict(f"{act.value} takes a person")
+        raise Conflict(f"{act.value} takes a person", hint="have an officer with the role for it do it")
     return row
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -424,11 +423,16 @@ def key_name(seal: Seal) -> str:
 def certificate_of(given: str | bytes) -> bytes:
     """DER from PEM, DER or base64, else ``BadRequest``."""
     if len(given) > MAX_CERTIFICATE_LEN:
-        raise BadRequest(f"a certificate has at most {MAX_CERTIFICATE_LEN} characters, got {len(given)}")
+        raise BadRequest(
+            f"a certificate has at most {MAX_CERTIFICATE_LEN} characters, got {len(given)}",
+            hint="one certificate, without its chain",
+        )
     data = given.encode() if isinstance(given, str) else given
     if isinstance(given, str) and not given.lstrip().startswith("-----"):
         try:
             data = base64.b64decode("".join(given.split()), validate=True)
-        except binascii.Error as error:
-            raise BadRequest("a certificate is given as PEM or as base64 of its DER") from error
+        except ValueError as error:  # binascii.Error is one; what is not ASCII is another
+            raise BadRequest(
+                "a certificate is given as PEM or as base64 of its DER", hint=str(error)
+            ) from error
     return certificates.to_der(data)

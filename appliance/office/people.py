@@ -163,7 +163,8 @@ class People:
         length = len(password.encode())
         if not MIN_PASSWORD_LEN <= length <= MAX_PASSWORD_LEN:
             raise BadRequest(
-                f"an officer's password has {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} bytes, got {length}"
+                f"an officer's password has {MIN_PASSWORD_LEN} to {MAX_PASSWORD_LEN} bytes, got {length}",
+                hint="choose a longer one that no other system knows",
             )
         return await self._hasher.hash(password)
 

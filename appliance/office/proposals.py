@@ -226,5 +226,7 @@ def text_argument(arguments: Mapping[str, Any], name: str, max_len: int) -> str:
     """An argument that is text, else ``BadRequest``."""
     value = arguments.get(name)
     if not isinstance(value, str) or not 1 <= len(value) <= max_len:
-        raise BadRequest(f"argument {name!r}: expected a text of 1 to {max_len} characters")
+        raise BadRequest(
+            f"argument {name!r}: expected a text of 1 to {max_len} characters", hint="add or shorten it"
+        )
     return value

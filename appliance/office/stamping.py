@@ -154,7 +154,9 @@ def authority_application(
             key = keys.get(settings.key)
             certificate = (await asyncio.to_thread(read_certificates, settings.certificate_file))[0]
             if key is None or PublicKey.from_certificate(certificate) != key.public:
-                raise Conflict(f"there is no key {settings.key!r} with that certificate")
+                raise Conflict(
+                    f"there is no key {settings.key!r} with that certificate", hint="see seals.authority"
+                )
             serial = int.from_bytes(random(SERIAL_LEN), "big") >> 1 | 1
             draft = token_to_sign(
                 asked, certificate=certificate, policy=settings.policy, serial=serial, at=now()

@@ -85,7 +85,9 @@ class Accounts(Part):
             "DELETE FROM key_grant WHERE account = ? AND key_name = ?", account, key_name
         )
         if done != 1:
-            raise NotFound(f"account {account!r} has no grant on {key_name!r}")
+            raise NotFound(
+                f"account {account!r} has no grant on {key_name!r}", hint="cloud-seal account list"
+            )
 
 
 _SELECT: Final = "SELECT name, password_hash, uid, certificate_sha256, disabled FROM account"

@@ -36,7 +36,7 @@ class Messages(Part):
         """The one of that id, else ``NotFound``."""
         rows = self._database.rows(f"{_SELECT} WHERE id = ?", id_)
         if not rows:
-            raise NotFound(f"no message {id_!r}")
+            raise NotFound(f"no message {id_!r}", hint="cloud-seal outbox list")
         return _message(rows[0])
 
     def due(self, now: str, limit: int = 100) -> list[Message]:

@@ -47,7 +47,7 @@ def add_messages(transaction: Transaction, messages: Iterable[Message]) -> None:
     for one in messages:
         found = transaction.rows("SELECT region FROM seal WHERE id = ?", one.seal_id)
         if not found:
-            raise NotFound(f"no seal {one.seal_id!r}")
+            raise NotFound(f"no seal {one.seal_id!r}", hint="cloud-seal seal list")
         transaction.execute(
             "INSERT INTO message (id, kind, seal_id, region, body, created_at, due_at, attempts, next_attempt_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

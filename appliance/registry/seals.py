@@ -307,7 +307,7 @@ class SealRecords(Part):
             number,
         )
         if not rows:
-            raise NotFound(f"seal {seal_id!r} has no making number {number}")
+            raise NotFound(f"seal {seal_id!r} has no making number {number}", hint="cloud-seal seal show")
         return Generation(*rows[0])
 
     def pending(self, seal_id: str) -> Pending | None:
@@ -593,7 +593,8 @@ def _organisation_of(transaction: Transaction, seal: Seal) -> None:
     found = transaction.rows("SELECT organisation, state FROM seal WHERE id = ?", seal.replaces or "")
     if not found or found[0][0] != seal.organisation:
         raise NotFound(
-            f"organisation {seal.organisation} has no seal {seal.replaces!r} that could be replaced"
+            f"organisation {seal.organisation} has no seal {seal.replaces!r} that could be replaced",
+            hint="cloud-seal seal list --organisation CODE",
         )
     if State(found[0][1]) in ENDS:
         raise Conflict(f"seal {seal.replaces} is {found[0][1]}", hint="apply for a seal that replaces none")

@@ -166,7 +166,6 @@ def exercise(crowd: Crowd, operation_id: str, mode: GenerationMode, examples: in
         if response.status_code >= 400:
             problem = json.loads(response.content)
             assert problem["detail"] and problem["hint"], problem
-        crowd.town.appliance.check_log()
 
     ask()
 
