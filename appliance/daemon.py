@@ -1,7 +1,8 @@
 """``cloud-seald``: the composition root. It alone knows the concrete types and ties them together.
 
 Life of the process: read the settings, open the registry, start the signer pools, listen; on SIGTERM or SIGINT stop
-accepting, answer what was accepted, stop the workers, exit 0. SIGHUP tries a refused PIN again.
+accepting, answer what was accepted, stop the workers, exit 0. SIGHUP tries a refused PIN again and reads anew who is
+trusted.
 """
 
 from __future__ import annotations
@@ -31,18 +32,32 @@ from appliance.accounts import Authenticator
 from appliance.api.opening import ApiParts, HttpApi
 from appliance.api.sealing import NoSealer
 from appliance.api.service import tls_context as api_tls_context
-from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown
-from appliance.eseal.verification import UNKNOWN
-from appliance.fronts import Following, Fronts, Place
+from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown, Unavailable
+from appliance.eseal.chains import Trust
+from appliance.eseal.verification import Examiner
+from appliance.fronts import Following, Fronts, Leader, Place
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics
 from appliance.office import Office, OfficeParts, SealKeys, authority_application
+from appliance.office.maker import read_certificates
+from appliance.office.stamping import Stamper
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
 from appliance.protection import Protection
 from appliance.registry import Registry, open_registry
+from appliance.seal_lookups import SealLookups
+from appliance.sealer import Sealer
+from appliance.sealing import Limits, MinuteWindows, SealBook, UseCounter
 from appliance.server import Outbox, WireServer, bind_listeners, tls_context
-from appliance.settings import Settings, TokenSettings, load_mapping, load_settings, split_address
+from appliance.settings import (
+    SealSettings,
+    Settings,
+    TokenSettings,
+    load_mapping,
+    load_settings,
+    split_address,
+)
+from appliance.sharing import FollowerShare, LeaderShare
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
 from appliance.web import (
@@ -64,6 +79,8 @@ SPARE_OPEN_FILES: Final = 512
 """For workers, listeners, the registry, officers, scrapes, and clients that are turned away."""
 FOLLOWER_GRACE_S: Final = 5.0
 """Followers drain while the leader does, within the same time; what they may need on top to end their workers."""
+USES_TICK_S: Final = 1.0
+"""How often it is written what seals were used for; a crash loses as much from statistics."""
 UNFINISHED_TICK_S: Final = 0.2
 """How often it is looked whether a token is back that has keys half made."""
 
@@ -121,13 +138,16 @@ def check(settings: Settings) -> list[TokenProfile]:
         tls_context(settings.listen)
     if settings.web.api.listen is not None:
         api_tls_context(settings.web.api)
+    read_trust(settings.seals)
     return profiles
 
 
 class Daemon:
     """Everything that runs, in the order in which it depends on each other."""
 
-    def __init__(self, settings: Settings, config: Path, place: Place, registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, config: Path, place: Place, registry: Registry, leader: Leader | None = None
+    ) -> None:
         profiles = check(settings)
         clock = time.monotonic
         self._settings = settings
@@ -172,18 +192,24 @@ class Daemon:
             clock,
             self.metrics.authentication_failures.inc,
         )
-        self.server = WireServer(settings, self.pipeline, self.authenticator, self.metrics, clock, outbox)
         followed = settings.front_processes if place.index == 0 else 1
-        self.fronts = Fronts(followed, config, self._followers_may_start)
-        self.holdings.announce = self.fronts.tell
+        self.fronts = Fronts(followed, config, self._followers_may_start, self._answer_follower)
+        self.holdings.announce = self._announce
         self.protection = Protection(
             registry.custody, settings.seals.password, self._hash_threads, clock, _now, self._announce
+        )
+        self._leader = leader
+        self._share = self._open_share(leader)
+        self.sealer = self._open_sealer()
+        self.server = WireServer(
+            settings, self.pipeline, self.authenticator, self.metrics, clock, outbox, self.sealer
         )
         self.office = self._open_office() if place.index == 0 else None
         self.api = self._open_api(self.office) if self.office is not None else None
         self._services = Services(
             self.holdings, self.pools, self.pipeline, self.authenticator, self.metrics, self.fronts
         )
+        self.metrics.watch_seals(self.sealer.book)
         self.metrics.watch(self._read_gauges)
         self._stop = asyncio.Event()
 
@@ -220,7 +246,7 @@ class Daemon:
                 self.verifier,
                 NoSealer(),
                 self._state,
-                lambda seal: UNKNOWN,
+                self._lookups.standing,
                 time.monotonic,
                 _now,
             )
@@ -229,12 +255,57 @@ class Daemon:
     async def _state(self) -> str:
         return str((await self._services.status())["state"])
 
+    def _open_share(self, leader: Leader | None) -> LeaderShare | FollowerShare:
+        """What this front has in common with the others about sealing."""
+        if leader is not None:
+            return FollowerShare(self.protection, leader.ask, time.time)
+        minutes = MinuteWindows(time.monotonic)
+        return LeaderShare(self.registry, self.protection, minutes, self.fronts.tell_all, time.time, _give_up)
+
+    def _open_sealer(self) -> Sealer:
+        settings = self._settings.seals
+        lookups = self._lookups = SealLookups(self.registry, settings.password)
+        self._trust = read_trust(settings)
+        self._examiner = Examiner(self._trust, self.verifier)
+        self._stamper = Stamper(settings.timestamp, self._who_is_trusted, self.verifier, _now)
+        return Sealer(
+            self.pipeline,
+            SealBook(lookups, settings.max_book_len),
+            Limits(self._share, time.time),
+            UseCounter(self._share.add_uses, time.time),
+            self._share,
+            lookups,
+            time.time,
+            examiner=lambda: self._examiner,
+            stamp=None if settings.timestamp.url is None else self._stamper.stamp,
+        )
+
+    async def _who_is_trusted(self) -> Trust:
+        return self._trust
+
     async def _announce(self, kind: str, name: str) -> None:
-        """A seal, or a seal's password, has changed: returns when every front goes by it."""
+        """Something has changed: returns when every front goes by it."""
+        self._forget(kind, name)
         await self.fronts.tell(kind, name)
 
+    def _forget(self, kind: str, name: str) -> None:
+        """What sealing remembers of it."""
+        if kind == "seal":
+            self.sealer.book.forget(name)
+        elif kind == "key":
+            self.sealer.book.forget_key(name)
+        elif kind == "account":
+            account = self.holdings.accounts.get(name)
+            if account is None or account.disabled:
+                self.protection.lock_account(name)
+
+    async def _answer_follower(self, question: dict[str, Any]) -> dict[str, Any]:
+        """What a following front asks of the leading one."""
+        assert isinstance(self._share, LeaderShare)
+        return await self._share.answer(question)
+
     def _find_key(self, name: str) -> HeldKey | None:
-        key = self.holdings.keys.get(name) or self.holdings.known_seal_key(name)
+        key = self.holdings.keys.get(name) or self.holdings.known_seal_key(name) or self.sealer.key(name)
         return None if key is None or key.disabled else key
 
     def _read_gauges(self) -> Iterable[tuple[str, str, dict[str, float]]]:
@@ -265,13 +336,19 @@ class Daemon:
 
     async def answer_leader(self, question: dict[str, Any]) -> dict[str, Any]:
         """What the leading front asks of a following one."""
+        if isinstance(self._share, FollowerShare) and self._share.hear(question):
+            return {}
         match question:
+            case {"ask": "refresh", "kind": "seal", "name": str(name)}:
+                self._forget("seal", name)
+                return {}
             case {"ask": "refresh", "kind": "password", "name": str(name)}:
                 recorded = await asyncio.to_thread(self.registry.custody.password, name)
                 self.protection.void(name, recorded.generation if recorded is not None else 0)
                 return {}
             case {"ask": "refresh", "kind": str(kind), "name": str(name)}:
                 await self.holdings.refresh(kind, name)
+                self._forget(kind, name)
                 if kind == "key":
                     for pool in self.pools.values():
                         pool.forget_key(name)
@@ -290,9 +367,14 @@ class Daemon:
         self._stop.set()
 
     def reload(self) -> None:
-        """SIGHUP: the operator has changed a PIN file."""
+        """SIGHUP: the operator has changed a PIN file, or a list of who is trusted or revoked."""
         for pool in self.pools.values():
             pool.retry()
+        try:
+            self._trust = read_trust(self._settings.seals)
+            self._examiner = Examiner(self._trust, self.verifier)
+        except ConfigError as error:
+            log.error("who is trusted stays as it was: %s", error)
         self._retrying = asyncio.ensure_future(self.fronts.ask("retry"))
 
     async def run(self, following: Following | None) -> None:
@@ -319,8 +401,13 @@ class Daemon:
                 else:
                     listeners = following.listeners
                     endless = [group.create_task(self._follow(following))]
+                    assert self._leader is not None and isinstance(self._share, FollowerShare)
+                    await self._leader.open()
+                    endless.append(group.create_task(self._leader.run(), name="leader"))
+                    await self._share.catch_up()
                 await self.server.start(listeners)
                 endless.append(group.create_task(self.server.watch()))
+                endless.append(group.create_task(self._write_uses(), name="uses"))
                 log.info(
                     "cloud-seald %s is up (front %d), verifying with %s",
                     __version__,
@@ -330,6 +417,7 @@ class Daemon:
                 await self._stop.wait()
                 self.fronts.begin_stop()
                 await self._drain()
+                await self._settle_seals()
                 await self.fronts.wait_stopped(FOLLOWER_GRACE_S)
                 for task in endless:
                     task.cancel()
@@ -344,6 +432,7 @@ class Daemon:
                 path.unlink(missing_ok=True)
             if self.office is not None:
                 await self.office.close()
+            await self._stamper.close()
             self._verify_threads.shutdown()
             self._hash_threads.shutdown()
             self.registry.close()
@@ -406,6 +495,24 @@ class Daemon:
                 self.holdings.unfinished.set()  # its token is away: look again
             await asyncio.sleep(UNFINISHED_TICK_S)
 
+    async def _write_uses(self) -> None:
+        """What seals were used for goes to the registry each second."""
+        while True:
+            await asyncio.sleep(USES_TICK_S)
+            try:
+                await self.sealer.uses.flush()
+            except Unavailable as error:
+                log.warning("uses of seals are not written now, and kept: %s", error)
+
+    async def _settle_seals(self) -> None:
+        """After the last answer: counts are written, and what is left of reservations is given back."""
+        try:
+            async with asyncio.timeout(FOLLOWER_GRACE_S):
+                await self.sealer.uses.flush()
+                await self.sealer.limits.release()
+        except (TimeoutError, Unavailable) as error:
+            log.error("counts of the last second, and reservations of today, were not settled: %r", error)
+
     async def _drain(self) -> None:
         """Finish what was accepted, refuse what comes."""
         log.info("draining: %d requests accepted and not answered", self.pipeline.live_requests)
@@ -414,7 +521,7 @@ class Daemon:
         deadline_at = self.server.clock() + self._settings.times.drain_s
         try:
             async with asyncio.timeout(self._settings.times.drain_s):
-                while self.pipeline.live_requests:
+                while self.pipeline.live_requests or self.sealer.live_requests:
                     await asyncio.sleep(DRAIN_TICK_S)
         except TimeoutError:
             log.error("%d requests were not answered in time to drain", self.pipeline.live_requests)
@@ -423,6 +530,18 @@ class Daemon:
                     Draining("the appliance stopped before this was done", retry_after_ms=1_000)
                 )
         await self.server.close(deadline_at)
+
+
+def read_trust(settings: SealSettings) -> Trust:
+    """Whom verification trusts, as the files say now; ``ConfigError`` where one cannot be read."""
+    try:
+        roots, crls = (
+            [der for path in paths for der in read_certificates(path)]
+            for paths in (settings.trust_files, settings.crl_files)
+        )
+        return Trust(roots, crls=crls)
+    except ApplianceError as error:
+        raise ConfigError(f"seals.trust_files, crl_files: {error.detail}", hint=error.hint) from error
 
 
 def _now() -> datetime:
@@ -467,7 +586,8 @@ async def _serve(settings: Settings, config: Path, following: Following | None) 
     place = Place(0 if following is None else following.index, settings.front_processes)
     # The leader's alone: two daemons on one registry would each keep in memory what the other has changed.
     registry = open_registry(settings, hold=following is None)
-    daemon = Daemon(settings, config, place, registry)
+    leader = None if following is None else Leader(following.upward)
+    daemon = Daemon(settings, config, place, registry, leader)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)

@@ -11,6 +11,8 @@ Rules:
   not say so in time is killed; its successor reads the registry as it starts.
 * Followers start once no token of the leader is starting or has its PIN refused: a wrong PIN is tried once, not once
   for each front.
+* What only the leader can do (unlock a seal, reserve from a daily limit, count uses) a follower asks of it over a line
+  of its own, inherited like the leader's.
 * Numbers are the sum over all fronts; what each bounds (connections, queues, memory, failed logins) it bounds for
   itself.
 
@@ -21,6 +23,7 @@ and each follower drains and ends; systemd starts the whole anew.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
@@ -32,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from appliance.errors import ConfigError, Unavailable
+from appliance.errors import ApplianceError, ConfigError, Unavailable, from_wire
 from appliance.server import Listeners
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ START_TIMEOUT_S: Final = 30.0
 """For a follower's first answer: it has its programs to load, its registry to read, on a machine that may be busy."""
 RESTART_DELAY_S: Final = 0.5
 START_TICK_S: Final = 0.05
+MAX_ASKED: Final = 256
+"""Questions of one follower to the leader at a time; more wait in the follower."""
 
 Document = dict[str, Any]
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -103,13 +108,104 @@ class _Follower:
         self._writer.close()
 
 
+async def _serve(streams: _Streams, answer: Answer) -> None:
+    """Answer a follower's questions, several at a time, until it closes the line."""
+    reader, writer = streams
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one(question: Document) -> None:
+        answered: Document
+        try:
+            answered = await answer(question)
+        except ApplianceError as error:
+            answered = {"error": [error.wire_code, error.detail, error.hint, error.retry_after_ms]}
+        writer.write(_line({"id": question["id"], **answered}))
+
+    try:
+        while line := await reader.readline():
+            task = asyncio.get_running_loop().create_task(one(_parse(line)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+    except (OSError, ValueError) as error:
+        log.error("a front process asks what cannot be read: %r", error)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
+
+
+class Leader:
+    """A follower's line to the leader. Several questions at a time; answers come in any order."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._streams: _Streams | None = None
+        self._turns = asyncio.Semaphore(MAX_ASKED)
+        self._waiting: dict[int, asyncio.Future[Document]] = {}
+        self._ids = itertools.count(1)
+        self._gone = False
+
+    async def open(self) -> None:
+        """Before ``run`` and ``ask``."""
+        self._streams = await _open(self._sock)
+
+    async def run(self) -> None:
+        """Take answers until the leader is gone."""
+        assert self._streams is not None
+        reader, writer = self._streams
+        try:
+            while line := await reader.readline():
+                answer = _parse(line)
+                waiting = self._waiting.pop(answer.pop("id"), None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+        except OSError:
+            pass  # the leader is gone: this front drains
+        finally:
+            self._gone = True
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(_leader_gone())
+            writer.close()
+
+    async def ask(self, question: Document) -> Document:
+        """The leader's answer, or the error that it answered; ``Unavailable`` where it is gone."""
+        async with self._turns:
+            if self._gone or self._streams is None:
+                raise _leader_gone()
+            id_ = next(self._ids)
+            future: asyncio.Future[Document] = asyncio.get_running_loop().create_future()
+            self._waiting[id_] = future
+            try:
+                self._streams[1].write(_line({"id": id_, **question}))
+                answer = await future
+            finally:
+                self._waiting.pop(id_, None)
+        if "error" in answer:
+            code, detail, hint, retry_after_ms = answer["error"]
+            raise from_wire(code, detail, hint=hint, retry_after_ms=retry_after_ms)
+        return answer
+
+
+def _leader_gone() -> Unavailable:
+    return Unavailable("the leading front process is gone", hint="try again", retry_after_ms=1_000)
+
+
 class Fronts:
     """The leader's followers; none where there is one front."""
 
-    def __init__(self, count: int, config: Path, may_start: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        count: int,
+        config: Path,
+        may_start: Callable[[], bool],
+        answer_follower: Answer,
+    ) -> None:
         self._count = count
         self._config = config
         self._may_start = may_start
+        self._answer_follower = answer_follower
         self._followers: dict[int, _Follower] = {}
         self._stopping = False
 
@@ -124,22 +220,30 @@ class Fronts:
             if not self._may_start():
                 await asyncio.sleep(START_TICK_S)
                 continue
-            follower = await self._start(index, listeners)
+            follower, upward = await self._start(index, listeners)
             self._followers[index] = follower
             greeting = asyncio.ensure_future(follower.greet())
+            serving = asyncio.ensure_future(_serve(upward, self._answer_follower))
             code = await follower.process.wait()
             greeting.cancel()
-            await asyncio.gather(greeting, return_exceptions=True)
+            serving.cancel()
+            await asyncio.gather(greeting, serving, return_exceptions=True)
             del self._followers[index]
             follower.close()
             if not self._stopping:
                 log.error("front %d ended with code %d; starting another", index, code)
                 await asyncio.sleep(RESTART_DELAY_S)
 
-    async def _start(self, index: int, listeners: Listeners) -> _Follower:
+    async def _start(self, index: int, listeners: Listeners) -> tuple[_Follower, _Streams]:
         ours, theirs = socket.socketpair()
+        ours_up, theirs_up = socket.socketpair()
         listening = [sock.fileno() for sock in (listeners.unix, listeners.tcp) if sock is not None]
-        numbers = [theirs.fileno(), *(sock.fileno() if sock else -1 for sock in listeners.both), index]
+        numbers = [
+            theirs.fileno(),
+            theirs_up.fileno(),
+            *(sock.fileno() if sock else -1 for sock in listeners.both),
+            index,
+        ]
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -148,21 +252,26 @@ class Fronts:
                 "appliance.daemon",
                 f"--config={self._config}",
                 f"--follow={','.join(map(str, numbers))}",
-                pass_fds=(theirs.fileno(), *listening),
+                pass_fds=(theirs.fileno(), theirs_up.fileno(), *listening),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is for the leader, which stops the others
             )
         except BaseException:
             ours.close()
+            ours_up.close()
             raise
         finally:
             theirs.close()
-        return _Follower(process, await _open(ours))
+            theirs_up.close()
+        return _Follower(process, await _open(ours)), await _open(ours_up)
 
     async def tell(self, kind: str, name: str) -> None:
         """A key or an account has changed: returns when every follower goes by it, or is gone."""
+        await self.tell_all({"ask": "refresh", "kind": kind, "name": name})
+
+    async def tell_all(self, question: Document) -> None:
+        """Returns when every follower has answered it, or is gone."""
         # Those that are starting, too: they may have read the registry before it changed.
-        question = {"ask": "refresh", "kind": kind, "name": name}
         await self._ask_all(question, list(self._followers.values()))
 
     async def ask(self, what: str) -> list[Document]:
@@ -201,6 +310,7 @@ class Following:
     """What a follower is given on its command line."""
 
     control: socket.socket
+    upward: socket.socket
     listeners: Listeners
     index: int
 
@@ -208,9 +318,10 @@ class Following:
     def parse(cls, text: str) -> Following:
         """The inverse of what ``Fronts`` writes."""
         try:
-            control, unix, tcp, index = (int(part) for part in text.split(","))
+            control, upward, unix, tcp, index = (int(part) for part in text.split(","))
             sockets = [socket.socket(fileno=number) if number >= 0 else None for number in (unix, tcp)]
-            return cls(socket.socket(fileno=control), Listeners(*sockets), index)
+            links = (socket.socket(fileno=control), socket.socket(fileno=upward))
+            return cls(*links, Listeners(*sockets), index)
         except (ValueError, OSError) as error:
             raise ConfigError(
                 "--follow is for cloud-seald itself", hint="start cloud-seald without it"

@@ -49,7 +49,23 @@ SECONDS: Final = (
 )
 ITEMS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 NOT_SUMMED: Final = (b"cloudseal_build", b"cloudseal_token_up")
-REQUEST_TYPES: Final = ("sign", "verify", "status", "ping")
+REQUEST_TYPES: Final = (
+    "sign",
+    "verify",
+    "status",
+    "ping",
+    "seal",
+    "verify_seal",
+    "seal_status",
+    "unlock",
+)
+ITEM_OUTCOMES: Final = {
+    "sign": ("signed", "failed"),
+    "verify": ("valid", "invalid"),
+    "seal": ("signed", "failed"),
+    "verify_seal": ("good", "other"),
+}
+"""Of each type: how an item ends well, and how otherwise."""
 
 
 class Histogram(Collector):
@@ -153,7 +169,7 @@ class Metrics:
             "cloudseal_items",
             "Items answered one by one.",
             ("type", "outcome"),
-            [("sign", "signed"), ("sign", "failed"), ("verify", "valid"), ("verify", "invalid")],
+            [(type_, outcome) for type_, outcomes in ITEM_OUTCOMES.items() for outcome in outcomes],
             registry,
         )
         self.connections = Gauge("cloudseal_connections", "Connections open.", registry=registry)
@@ -211,7 +227,7 @@ class Metrics:
 
     def items_done(self, type_: str, good: int, bad: int) -> None:
         """Items of a request were answered."""
-        first, second = ("signed", "failed") if type_ == "sign" else ("valid", "invalid")
+        first, second = ITEM_OUTCOMES[type_]
         if good:
             self._items.values[type_, first] += good
         if bad:
@@ -239,6 +255,10 @@ class Metrics:
         """What is read when asked for: (name, help, token -> value); a name that ends in ``_total`` is a counter."""
         self.registry.register(_Reader(read))
 
+    def watch_seals(self, book: SealBookFacts) -> None:
+        """What the book of seals is like, read when asked for."""
+        self.registry.register(_Book(book))
+
     def page(self) -> bytes:
         """The text that a scrape gets."""
         return generate_latest(self.registry)
@@ -255,6 +275,28 @@ class _Reader(Collector):
             for token, value in values.items():
                 family.add_metric([token], value)
             yield family
+
+
+class SealBookFacts(Protocol):
+    """What is measured of the book of seals."""
+
+    held_len: int
+    misses: int
+
+    def __len__(self) -> int: ...
+
+
+class _Book(Collector):
+    def __init__(self, book: SealBookFacts) -> None:
+        self._book = book
+
+    def collect(self) -> Iterable[Metric]:
+        book = self._book
+        yield GaugeMetricFamily("cloudseal_seal_book_seals", "Seals ready to be used.", len(book))
+        yield GaugeMetricFamily("cloudseal_seal_book_bytes", "Bytes that they take.", book.held_len)
+        yield CounterMetricFamily(
+            "cloudseal_seal_book_misses", "Seals and grants that had to be read.", book.misses
+        )
 
 
 def merge_pages(pages: Sequence[bytes]) -> bytes:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from appliance import __version__
 from appliance.algorithms import PublicKey
@@ -35,7 +35,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.holdings import Holdings
-from appliance.policy import HeldKey, check_active, key_state, signing_key, visible_key
+from appliance.policy import Account, HeldKey, check_active, key_state, signing_key, visible_key
 from appliance.settings import TimeSettings
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
@@ -51,6 +51,8 @@ from appliance.wire import (
     StatusRequest,
     VerifyRequest,
 )
+
+T = TypeVar("T")
 
 INLINE_HASH_LEN: Final = 16_384
 """Hashing that much takes some 40 µs with SM3: less than a hop to a thread and back."""
@@ -95,6 +97,33 @@ class Pipeline:
             raise Draining(
                 "the appliance is stopping", hint="go to another, or try again", retry_after_ms=1_000
             )
+
+    # What sealing shares (``sealer``) -------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """The clock's time."""
+        return self._clock()
+
+    def check_draining(self) -> None:
+        """``Draining`` where nothing new is taken."""
+        self._check_draining()
+
+    def active_account(self, name: str) -> Account:
+        """The account, else ``Denied``."""
+        return check_active(self._holdings.accounts.get(name), name)
+
+    def pool(self, key: HeldKey) -> SignerPool:
+        """The key's token, else ``Unavailable``."""
+        return self._pool(key)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Run it beside the loop, among verifications and hashing."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Let it run to its end; a drain waits for it."""
+        self._spawn(coroutine)
 
     # Signing --------------------------------------------------------------------------------------------
 

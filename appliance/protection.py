@@ -162,6 +162,24 @@ class Protection:
         accounts = self._unlocks.get(seal_id)
         return accounts is not None and accounts.get(account, _NEVER) > self._clock()
 
+    def seconds_left(self, account: str, seal_id: str) -> float:
+        """Until it locks by itself; 0 where it is not unlocked."""
+        accounts = self._unlocks.get(seal_id)
+        return 0.0 if accounts is None else max(0.0, accounts.get(account, _NEVER) - self._clock())
+
+    def unlocks(self, after: tuple[str, str], limit: int) -> list[Unlock]:
+        """What is unlocked now, by seal and account, for a front that starts: only what ``adopt`` asks of it."""
+        known = sorted(
+            (seal_id, account, until)
+            for seal_id, accounts in self._unlocks.items()
+            for account, until in accounts.items()
+            if (seal_id, account) > after
+        )
+        return [
+            Unlock(account, seal_id, self._generations.get(seal_id, 0), until, "", 0, False)
+            for seal_id, account, until in known[:limit]
+        ]
+
     async def unlock(self, account: str, seal_id: str, password: str, seconds: float | None = None) -> Unlock:
         """Unlock it for that account, for so many seconds or for the configured time.
 

@@ -35,6 +35,7 @@ from appliance.accounts import Authenticator, Transport
 from appliance.errors import ConfigError, ProtocolError, Unavailable
 from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
+from appliance.sealer import Sealer
 from appliance.session import Session, State
 from appliance.settings import ListenSettings, Settings, split_address
 from appliance.wire import Header
@@ -159,6 +160,7 @@ class Connection(asyncio.Protocol):
             server.settings.window,
             server.metrics,
             server.clock,
+            server.sealer,
         )
 
     def data_received(self, data: bytes) -> None:
@@ -322,7 +324,9 @@ class WireServer:
         metrics: Metrics,
         clock: Callable[[], float],
         outbox: Outbox,
+        sealer: Sealer | None = None,
     ) -> None:
+        self.sealer = sealer
         self.settings = settings
         self.pipeline = pipeline
         self.authenticator = authenticator

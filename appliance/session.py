@@ -23,6 +23,9 @@ from appliance.dispatch import Work
 from appliance.errors import ApplianceError, ProtocolError, WindowExceeded
 from appliance.metrics import Metrics
 from appliance.pipeline import Pipeline
+from appliance.seal_session import SealConversation
+from appliance.sealer import Sealer
+from appliance.sealing import LOOPBACK, address_of
 from appliance.settings import WindowSettings
 from appliance.wire import Frame, FrameType
 
@@ -73,6 +76,7 @@ class Session:
         window: WindowSettings,
         metrics: Metrics,
         clock: Callable[[], float],
+        sealer: Sealer | None = None,
     ) -> None:
         self.state = State.NEW
         self.account = ""
@@ -87,6 +91,10 @@ class Session:
         self._ids: set[int] = set()
         self._items = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._seals: SealConversation | None = None
+        if sealer is not None:
+            source = address_of(transport.peer) if transport.is_tls else LOOPBACK
+            self._seals = SealConversation(sealer, _Turns(self), source, metrics, clock)
 
     @property
     def has_unanswered(self) -> bool:
@@ -119,6 +127,9 @@ class Session:
         self.state = State.CLOSED
         works = list(self._works)
         self._works.clear()
+        if self._seals is not None:
+            works.extend(self._seals.lost())
+            self._seals = None
         if works:
             self._pipeline.cancel(works)
         for task in self._tasks:
@@ -237,6 +248,11 @@ class Session:
         self._close(frame.request_id, 0, len(frame.payload))
         self._metrics.request_done("status", "ok", self._clock() - now)
 
+    def _about_seals(self, frame: Frame) -> None:
+        if self._seals is None:
+            raise ProtocolError(f"{frame.type.name}: no seals are kept here")
+        _SEAL_TABLE[frame.type](self._seals, self.account, frame)
+
     def _ping(self, frame: Frame) -> None:
         echo = wire.check_echo(frame.payload)
         self._open(frame.request_id, 0)
@@ -265,5 +281,34 @@ _TABLE: Final = {
     (State.READY, FrameType.VERIFY): Session._verify,
     (State.READY, FrameType.STATUS): Session._status,
     (State.READY, FrameType.PING): Session._ping,
+    (State.READY, FrameType.SEAL): Session._about_seals,
+    (State.READY, FrameType.VERIFY_SEAL): Session._about_seals,
+    (State.READY, FrameType.SEAL_STATUS): Session._about_seals,
+    (State.READY, FrameType.UNLOCK): Session._about_seals,
 }
 """What may arrive when. HELLO is answered before anything else may come."""
+_SEAL_TABLE: Final = {
+    FrameType.SEAL: SealConversation.seal,
+    FrameType.VERIFY_SEAL: SealConversation.verify,
+    FrameType.SEAL_STATUS: SealConversation.status,
+    FrameType.UNLOCK: SealConversation.unlock,
+}
+
+
+class _Turns:
+    """A session, as the part of it that is about seals sees it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.open = session._open
+        self.fail = session._answer_error
+        self.spawn = session._spawn
+
+    def answer(
+        self, type_: str, request_id: int, items: int, permit_len: int, began_at: float, frame: bytes
+    ) -> None:
+        """Send an answer and count it as done."""
+        session = self._session
+        session._peer.write(frame)
+        session._close(request_id, items, permit_len)
+        session._metrics.request_done(type_, "ok", session._clock() - began_at)

@@ -213,6 +213,7 @@ class SealSettings:
     crl_files: tuple[Path, ...] = ()
     code_pattern: str = "[1-9][0-9]{12,13}"
     proposal_ttl_s: float = _limited(259_200.0, 1, 2_592_000)
+    max_book_len: int = _limited(268_435_456, 1_048_576, 1 << 40)
     sweep_s: float = _limited(60.0, 0.1, 86_400)
     font_file: Path = Path("/usr/share/fonts/truetype/wqy/wqy-microhei.ttc")
     password: PasswordSettings = field(default_factory=PasswordSettings)

@@ -52,7 +52,7 @@ _SEAL_STATUS: Final = struct.Struct("!BBH")
 _UNLOCK: Final = struct.Struct("!IBBH")
 _UNLOCKED: Final = struct.Struct("!Q")
 _SEALED_RECORD: Final = struct.Struct("!BBHH")
-_VERDICT_RECORD: Final = struct.Struct("!BBHH")
+_VERDICT_RECORD: Final = struct.Struct("!BBHHH")
 _STATUS_RECORD: Final = struct.Struct("!BBHQQQQ")
 SEALED_RECORD_LEN: Final = _SEALED_RECORD.size
 _MAX_SECONDS: Final = 2**32 - 1
@@ -80,13 +80,13 @@ class SealCheck(IntFlag):
     FORMAT = 1
     SEAL_SIGNATURE = 2
     MAKER_CERTIFICATE = 4
-    SEAL_PERIOD = 8
+    SEAL_TIMESTAMP = 8
     SIGNATURE = 16
     SIGNER_LISTED = 32
     SIGNER_CERTIFICATE = 64
-    SIGNING_TIME = 128
+    TIMES = 128
     DATA_HASH = 256
-    TIME_STAMP = 512
+    TIMESTAMP = 512
     STATUS = 1_024
 
 
@@ -184,11 +184,12 @@ class VerifySealRequest(NamedTuple):
 
 
 class SealVerified(NamedTuple):
-    """One item of a SEALS_VERIFIED. What is in neither set has passed, or there was nothing to check."""
+    """One item of a SEALS_VERIFIED. What is in none of the sets has passed, or there was nothing to check."""
 
     verdict: SealVerdict
     failed: SealCheck
     undecided: SealCheck
+    ended: SealCheck
 
 
 class SealStatusRequest(NamedTuple):
@@ -222,12 +223,12 @@ def _at_least(payload: Buffer, layout: struct.Struct, what: str) -> None:
         raise ProtocolError(f"{what}: {len(payload)} bytes, expected at least {layout.size}")
 
 
-def _numbers(code: str, block: Buffer) -> array[int]:
+def numbers(code: str, block: Buffer) -> array[int]:
     """Big-endian numbers of one size."""
-    numbers = array(code, bytes(block))
+    values = array(code, bytes(block))
     if sys.byteorder == "little":
-        numbers.byteswap()
-    return numbers
+        values.byteswap()
+    return values
 
 
 def _check_indices(first_index: int, count: int, what: str) -> None:
@@ -261,12 +262,12 @@ def _check_properties(count: int, flags: int, lengths: Buffer, data: Buffer) -> 
             f"SEAL: property infos have {len(data)} bytes, at most {MAX_PROPERTIES_LEN} are taken",
             hint="split the batch",
         )
-    numbers = _numbers("H", lengths)
-    if max(numbers) > MAX_PROPERTY_LEN:
-        raise ProtocolError(f"SEAL: a property info has at most {MAX_PROPERTY_LEN} bytes, got {max(numbers)}")
-    if sum(numbers) != len(data):
+    each = numbers("H", lengths)
+    if max(each) > MAX_PROPERTY_LEN:
+        raise ProtocolError(f"SEAL: a property info has at most {MAX_PROPERTY_LEN} bytes, got {max(each)}")
+    if sum(each) != len(data):
         raise ProtocolError(
-            f"SEAL: property infos have {len(data)} bytes, their lengths add up to {sum(numbers)}"
+            f"SEAL: property infos have {len(data)} bytes, their lengths add up to {sum(each)}"
         )
 
 
@@ -380,7 +381,7 @@ def decode_sealed(payload: Buffer) -> SealedAnswer:
     if statuses.count(ItemStatus.SIGNED) != count - failed or statuses.strip(_ITEM_STATUSES):
         raise ProtocolError("SEALED: its statuses do not add up")
     # Records have bytes 1 (head) and 2 to 5 (middle, tail): all but the statuses are lengths.
-    shorts = _numbers("H", records)
+    shorts = numbers("H", records)
     total = sum(records[1::SEALED_RECORD_LEN]) + sum(shorts[1::3]) + sum(shorts[2::3])
     if total != len(payload) - pieces_at:
         raise ProtocolError("SEALED: its lengths do not add up")
@@ -415,7 +416,7 @@ def encode_verify_seal(request_id: int, request: VerifySealRequest) -> bytes:
     _check_verified(count, "VERIFY_SEAL")
     if len(request.hashes) % DIGEST_LEN or len(request.lengths) != 4 * count:
         raise ProtocolError("VERIFY_SEAL: as many data hashes as lengths, 32 and 4 bytes each")
-    if sum(_numbers("I", request.lengths)) != len(request.values):
+    if sum(numbers("I", request.lengths)) != len(request.values):
         raise ProtocolError("VERIFY_SEAL: its lengths do not add up")
     head = _VERIFY_SEAL.pack(request.deadline_ms, count)
     return encode_frame(
@@ -433,7 +434,7 @@ def decode_verify_seal(payload: Buffer) -> VerifySealRequest:
     if len(payload) < values_at:
         raise ProtocolError(f"VERIFY_SEAL: {len(payload)} bytes do not hold {count} items")
     lengths = payload[lengths_at:values_at]
-    if sum(_numbers("I", lengths)) != len(payload) - values_at:
+    if sum(numbers("I", lengths)) != len(payload) - values_at:
         raise ProtocolError("VERIFY_SEAL: its lengths do not add up")
     return VerifySealRequest(
         deadline_ms, payload[_VERIFY_SEAL.size : lengths_at], lengths, payload[values_at:]
@@ -443,7 +444,9 @@ def decode_verify_seal(payload: Buffer) -> VerifySealRequest:
 def encode_seals_verified(request_id: int, items: Sequence[SealVerified]) -> bytes:
     """A SEALS_VERIFIED frame."""
     good = sum(item.verdict is SealVerdict.GOOD for item in items)
-    records = [_VERDICT_RECORD.pack(item.verdict, 0, item.failed, item.undecided) for item in items]
+    records = [
+        _VERDICT_RECORD.pack(item.verdict, 0, item.failed, item.undecided, item.ended) for item in items
+    ]
     return encode_frame(
         FrameType.SEALS_VERIFIED, request_id, _SEALS_VERIFIED.pack(len(items), good), *records
     )
@@ -457,14 +460,10 @@ def decode_seals_verified(payload: Buffer) -> list[SealVerified]:
     if len(payload) != _SEALS_VERIFIED.size + count * _VERDICT_RECORD.size:
         raise ProtocolError("SEALS_VERIFIED: its lengths do not add up")
     items = []
-    for verdict, reserved, failed, undecided in _VERDICT_RECORD.iter_unpack(payload[_SEALS_VERIFIED.size :]):
+    for verdict, reserved, *sets in _VERDICT_RECORD.iter_unpack(payload[_SEALS_VERIFIED.size :]):
         if reserved or verdict > max(SealVerdict):
             raise ProtocolError(f"SEALS_VERIFIED: unknown verdict {verdict}, or the reserved byte is not 0")
-        items.append(
-            SealVerified(
-                SealVerdict(verdict), SealCheck(failed & _ALL_CHECKS), SealCheck(undecided & _ALL_CHECKS)
-            )
-        )
+        items.append(SealVerified(SealVerdict(verdict), *(SealCheck(one & _ALL_CHECKS) for one in sets)))
     if sum(item.verdict is SealVerdict.GOOD for item in items) != good:
         raise ProtocolError("SEALS_VERIFIED: its counts do not add up")
     return items

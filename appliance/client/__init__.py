@@ -6,5 +6,14 @@ Not for: managing keys and accounts (the officers' interface), keeping files.
 
 from appliance.client.asynchronous import DEFAULT_DEPTH, Client, Receipt, receipts
 from appliance.client.blocking import SyncClient
+from appliance.client.seals import SealReceipt, seal_receipts
 
-__all__ = ["DEFAULT_DEPTH", "Client", "Receipt", "SyncClient", "receipts"]
+__all__ = [
+    "DEFAULT_DEPTH",
+    "Client",
+    "Receipt",
+    "SealReceipt",
+    "SyncClient",
+    "receipts",
+    "seal_receipts",
+]

@@ -42,6 +42,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from appliance import wire
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
+from appliance.client.seals import SealCalls
 from appliance.errors import (
     ApplianceError,
     BadRequest,
@@ -175,7 +176,7 @@ class _Link(asyncio.Protocol):
                 self.transport.abort()
 
 
-class Client:
+class Client(SealCalls):
     """A connection to the appliance that mends itself. Make it with ``connect``; close it, or use ``async with``."""
 
     def __init__(

@@ -30,6 +30,7 @@ from appliance.client.asynchronous import (
     join_items,
     receipts,
 )
+from appliance.client.seals import SealItem, SealReceipt, seal_receipts
 from appliance.errors import (
     Unavailable,
 )
@@ -40,6 +41,7 @@ from appliance.wire import (
     Priority,
     SignedAnswer,
 )
+from appliance.wire_seals import SealedAnswer, SealStatusRecord, SealVerified
 
 T = TypeVar("T")
 
@@ -214,6 +216,74 @@ class SyncClient:
     def appliance_status(self, *, deadline_s: float | None = None) -> dict[str, Any]:
         """See ``Client.appliance_status``."""
         return self._wait(self._client.appliance_status(deadline_s=deadline_s))
+
+    # Seals ----------------------------------------------------------------------------------------------
+
+    def seal(
+        self,
+        seal: str,
+        hashes: bytes | Sequence[bytes],
+        property_infos: str | Sequence[str],
+        *,
+        reference: str = "",
+        time_stamp: bool = False,
+        job_id: bytes | None = None,
+        first_index: int = 0,
+        priority: Priority = Priority.AUTOMATIC,
+        deadline_s: float | None = None,
+    ) -> SealedAnswer:
+        """See ``Client.seal``."""
+        return self._wait(
+            self._client.seal(
+                seal,
+                hashes,
+                property_infos,
+                reference=reference,
+                time_stamp=time_stamp,
+                job_id=job_id,
+                first_index=first_index,
+                priority=priority,
+                deadline_s=deadline_s,
+            )
+        )
+
+    def seal_batches(self, seal: str, items: Iterable[SealItem], **options: Any) -> Iterator[SealedAnswer]:
+        """See ``Client.seal_batches``. ``items`` is consumed in the client's own thread."""
+        answers = self._client.seal_batches(seal, items, **options)
+        try:
+            while True:
+                try:
+                    yield self._wait(anext(answers))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not self._ended:
+                self._wait(answers.aclose())
+
+    def seal_stream(self, seal: str, items: Iterable[SealItem], **options: Any) -> Iterator[SealReceipt]:
+        """See ``Client.seal_stream``. ``items`` is consumed in the client's own thread."""
+        for answer in self.seal_batches(seal, items, **options):
+            yield from seal_receipts(answer)
+
+    def verify_seals(
+        self, items: Sequence[tuple[bytes, bytes]], *, deadline_s: float | None = None
+    ) -> list[SealVerified]:
+        """See ``Client.verify_seals``."""
+        return self._wait(self._client.verify_seals(items, deadline_s=deadline_s))
+
+    def seal_status(
+        self, names: Sequence[str], *, by_code: bool = False, deadline_s: float | None = None
+    ) -> list[SealStatusRecord]:
+        """See ``Client.seal_status``."""
+        return self._wait(self._client.seal_status(names, by_code=by_code, deadline_s=deadline_s))
+
+    def unlock(self, seal: str, password: str, seconds: int, *, deadline_s: float | None = None) -> int:
+        """See ``Client.unlock``."""
+        return self._wait(self._client.unlock(seal, password, seconds, deadline_s=deadline_s))
+
+    def lock(self, seal: str, *, deadline_s: float | None = None) -> None:
+        """See ``Client.lock``."""
+        self._wait(self._client.lock(seal, deadline_s=deadline_s))
 
     def ping(self, *, deadline_s: float | None = None) -> float:
         """See ``Client.ping``."""

@@ -93,13 +93,10 @@ class _Group:
         size = 2 if data[1:2] == b"\x82" else 3
         start = 2 + size
         length = len(data) - start
-        # A length of two bytes is above 255 here: the prefix alone is longer. One of three must be above 65,535.
-        if (
-            data[:start] != bytes((der.SEQUENCE, 0x80 | size)) + length.to_bytes(size, "big")
-            or length >> 8 == 0
-        ):
+        # As DER has it: as many bytes as the length takes, and no less than two, for the prefix alone is longer.
+        if not 1 << 8 * (size - 1) <= length < 1 << 8 * size:
             return 0
-        if size == 3 and length >> 16 == 0:
+        if data[:start] != bytes((der.SEQUENCE, 0x80 | size)) + length.to_bytes(size, "big"):
             return 0
         if data.startswith(self.prefix, start) and data.startswith(self.kind.signer, start + self.tbs_len):
             return start

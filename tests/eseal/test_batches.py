@@ -60,3 +60,16 @@ def test_whatever_is_changed_in_one_of_many(verifier: Verifier, data: st.DataObj
     together = verify_many(examiner, items, now, lambda _: ACTIVE)
     assert together == [examiner.signature(each, HASH, now, ACTIVE) for each, _ in items]
     assert together[0].verdict is Verdict.GOOD
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"\x30", b"\x30\x82", b"\x30\x83", b"\x30\x82\x00\x00", b"\x30\x83\x00\xff\xff"]
+)
+@pytest.mark.parametrize("length", [0, 1, 3, 255, 256, 65_535, 65_536, 70_000])
+def test_lengths_that_cannot_be_after_a_good_one(verifier: Verifier, head: bytes, length: int) -> None:
+    """What follows a good one is compared with its form first, whatever its length says."""
+    good, now = load("good_v4").data, load("good_v4").now
+    examiner = Examiner(trust(), verifier)
+    items = [(good, HASH), (head + bytes(length), HASH)]
+    together = verify_many(examiner, items, now, lambda _: ACTIVE)
+    assert [report.verdict for report in together] == [Verdict.GOOD, Verdict.INVALID]

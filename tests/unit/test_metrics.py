@@ -28,12 +28,21 @@ class Facts:
     queued_at: float = 10.0
 
 
+class Book:
+    held_len = 0
+    misses = 0
+
+    def __len__(self) -> int:
+        return 0
+
+
 @pytest.fixture
 def metrics() -> Metrics:
     made = Metrics(["token"])
     dispatcher = SimpleNamespace(queued_items=3, inflight_items=0, retried_parts=0)
     daemon = SimpleNamespace(pools={"token": SimpleNamespace(dispatcher=dispatcher, is_up=False)})
     made.watch(lambda: Daemon._read_gauges(daemon))  # type: ignore[arg-type]  # all that it looks at
+    made.watch_seals(Book())
     return made
 
 

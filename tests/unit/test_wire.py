@@ -348,9 +348,12 @@ SEAL = wire_seals.SealRequest(
     *wire_seals.properties(["/a", "/Doc_0/Signs/Sign_0/Signature.xml", ""]),
 )
 VERIFIED = wire_seals.SealVerified(
-    wire_seals.SealVerdict.INVALID, wire_seals.SealCheck.DATA_HASH, wire_seals.SealCheck.STATUS
+    wire_seals.SealVerdict.INVALID,
+    wire_seals.SealCheck.DATA_HASH,
+    wire_seals.SealCheck.STATUS,
+    wire_seals.SealCheck(0),
 )
-GOOD = wire_seals.SealVerified(wire_seals.SealVerdict.GOOD, wire_seals.SealCheck(0), wire_seals.SealCheck(0))
+GOOD = wire_seals.SealVerified(wire_seals.SealVerdict.GOOD, *[wire_seals.SealCheck(0)] * 3)
 STATE = wire_seals.SealStatusRecord(
     wire_seals.SealState.ACTIVE, wire_seals.SealStatusFlag.UNLOCKED, 1, 2, 3, 4
 )

@@ -86,7 +86,7 @@ CHECKS = st.integers(0, sum(seals.SealCheck)).map(seals.SealCheck)
 
 @given(
     st.lists(
-        st.builds(seals.SealVerified, st.sampled_from(seals.SealVerdict), CHECKS, CHECKS),
+        st.builds(seals.SealVerified, st.sampled_from(seals.SealVerdict), CHECKS, CHECKS, CHECKS),
         min_size=1,
         max_size=5,
     )
@@ -98,11 +98,15 @@ def test_seals_verified(items: list[seals.SealVerified]) -> None:
 def test_checks_and_flags_of_a_newer_server_are_left_out() -> None:
     verified = payload_of(
         seals.encode_seals_verified(
-            9, [seals.SealVerified(seals.SealVerdict.GOOD, seals.SealCheck(0), seals.SealCheck(0))]
+            9, [seals.SealVerified(seals.SealVerdict.GOOD, *[seals.SealCheck(0)] * 3)]
         )
     )
-    newer = bytes(verified[:10]) + b"\x80\x01" + b"\x40\x00"
-    assert seals.decode_seals_verified(newer)[0][1:] == (seals.SealCheck.FORMAT, seals.SealCheck(0))
+    newer = bytes(verified[:10]) + b"\x80\x01" + b"\x40\x00" + b"\x00\x00"
+    assert seals.decode_seals_verified(newer)[0][1:] == (
+        seals.SealCheck.FORMAT,
+        seals.SealCheck(0),
+        seals.SealCheck(0),
+    )
     states = payload_of(
         seals.encode_seal_states(9, seals.SealNameKind.ID, [seals.SealStatusRecord(seals.SealState.ACTIVE)])
     )

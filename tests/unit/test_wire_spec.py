@@ -12,6 +12,7 @@ import pytest
 from appliance import _sealing, algorithms, errors, lifecycle, wire, wire_seals
 from appliance.client.asynchronous import MAX_ANSWER_LEN
 from appliance.dispatch import INTERACTIVE_MAX_ITEMS
+from appliance.eseal import findings, verification
 from appliance.settings import WindowSettings
 
 SPECIFICATION = Path(__file__).parents[2] / "appliance" / "PROTOCOL.md"
@@ -119,7 +120,10 @@ SEALED = wire_seals.SealedAnswer(
     b"j" * 16, 11, 2, 1, b"body", b"suffix", b"\0\1\0\2\0\3\2\0\0\0\0\0", b"123456"
 )
 VERDICT = wire_seals.SealVerified(
-    wire_seals.SealVerdict.INCOMPLETE, wire_seals.SealCheck.DATA_HASH, wire_seals.SealCheck.STATUS
+    wire_seals.SealVerdict.INCOMPLETE,
+    wire_seals.SealCheck.DATA_HASH,
+    wire_seals.SealCheck.STATUS,
+    wire_seals.SealCheck(0),
 )
 PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
     "header": (
@@ -224,7 +228,7 @@ PROBES: dict[str, tuple[bytes, dict[str, int]]] = {
     ),
     "verdict record": (
         wire_seals.encode_seals_verified(1, [VERDICT])[16 + 8 :],
-        {"verdict": 3, "failed": 256, "undecided": 1024},
+        {"verdict": 3, "failed": 256, "undecided": 1024, "ended": 0},
     ),
     "seal status": (
         wire_seals.encode_seal_status(1, wire_seals.SealNameKind.CODE, ["a", "b", "c"])[16:],
@@ -336,6 +340,11 @@ def test_limits_of_seals_are_those_of_the_code_behind_them() -> None:
 def test_seal_states_are_those_of_a_seals_life() -> None:
     names = [one.name for one in lifecycle.State]
     assert names == [one.name for one in wire_seals.SealState if one is not wire_seals.SealState.UNKNOWN]
+
+
+def test_checks_and_verdicts_are_those_of_the_report() -> None:
+    assert [one.name for one in wire_seals.SealCheck] == [one.name for one in verification.CheckName]
+    assert {one.name for one in wire_seals.SealVerdict} == {one.name for one in findings.Verdict}
 
 
 def number(text: str) -> int:
