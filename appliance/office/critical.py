@@ -308,6 +308,9 @@ class Critical:
 
     async def _check_destroyable(self, seal: Seal, key: str) -> None:
         used = {seal.key_name} if seal.key_name is not None else set()
+        pending = await self._desk.call(self._seals.pending, seal.id)
+        if pending is not None:
+            used.add(pending.key_name)
         for number in range(1, seal.generation + 1):
             used.add((await self._desk.call(self._seals.generation, seal.id, number)).key_name)
         if key not in used:

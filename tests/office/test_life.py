@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from appliance_fixture import run
-from office_rig import OTHER_USCC, SEAL_PASSWORD, USCC, MakeRig, Rig
+from office_rig import OTHER_USCC, SEAL_PASSWORD, USCC, MakeRig, Rig, imprint
 
 from appliance import documents
 from appliance.errors import BadRequest, Conflict, Denied
@@ -23,6 +25,7 @@ from appliance.lifecycle import (
     Seal,
     State,
 )
+from appliance.verifying import sm3
 
 
 async def messages(rig: Rig, seal: Seal) -> set[MessageKind]:
@@ -339,5 +342,116 @@ def test_the_custodian_rotates_and_two_officers_reset(rig: MakeRig) -> None:
             await one.protection.unlock("approval", seal.id, "Third-password-19")
             assert await messages(one, seal) == {MessageKind.MADE, MessageKind.PASSWORD_RESET}
             assert (await one.acts(seal))[-1] == "reset-password"
+
+    run(test())
+
+
+# Making -----------------------------------------------------------------------------------------------------
+
+
+def test_certificates_that_are_not_taken(rig: MakeRig, tmp_path: Path) -> None:
+    """Of another key, from a stranger, not valid yet or any more, not for signing, none at all."""
+
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.reviewed()
+            with pytest.raises(Conflict, match="no key"):
+                await one.office.certificate_request(one["maker"], seal.id, "CN=x")
+            key = await one.office.make_key(one["maker"], seal.id)
+            with pytest.raises(Conflict, match="no certificate"):
+                await one.office.propose(one["maker"], CriticalAct.MAKE, seal.id, {})
+            public = key.public
+            other = await one.issue(one.ca.public)
+            usage = await one.issue(public, is_ca=True)
+            good = await one.issue(public, days=10)
+            one.today.pass_(days=11)
+            expired = good
+            fresh = await one.issue(public)
+            for certificate, word in (
+                (other, "no key of this seal"),
+                (usage, "not for this use|is for"),
+                (expired, "valid"),
+            ):
+                with pytest.raises(Conflict, match=word):
+                    await one.office.accept_certificate(one["maker"], seal.id, certificate)
+            for nonsense in ("nonsense!", b"nonsense", "", "x" * 20_000, "-----BEGIN CERTIFICATE-----"):
+                with pytest.raises(BadRequest):
+                    await one.office.accept_certificate(one["maker"], seal.id, nonsense)
+            ca = tmp_path / "ca.pem"
+            trusted = ca.read_text()
+            ca.write_text((tmp_path / "maker.pem").read_text())
+            with pytest.raises(Conflict, match="trusted"):
+                await one.office.accept_certificate(one["maker"], seal.id, fresh)
+            ca.write_text(trusted)
+            await one.office.accept_certificate(one["maker"], seal.id, fresh)
+            proposal = await one.office.propose(one["maker"], CriticalAct.MAKE, seal.id, {})
+            one.today.pass_(days=1)
+            (tmp_path / "maker.pem").write_text(trusted)
+            with pytest.raises(Conflict, match="maker"):
+                await one.office.approve(one["guard"], proposal.id)
+            assert (await one.seal(seal)).state is State.REVIEWED and not (await one.seal(seal)).code
+
+    run(test())
+
+
+def test_an_imprint_that_was_altered_in_the_registry_is_not_certified(rig: MakeRig, tmp_path: Path) -> None:
+    """Its triggers refuse that; whoever has the file can drop them."""
+
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.certified()
+            with sqlite3.connect(tmp_path / "registry.sqlite") as file:
+                file.execute("DROP TRIGGER imprint_unaltered")
+                forged = imprint(colour=(20, 20, 200))
+                file.execute("UPDATE imprint SET data = ?, sm3 = ?", (forged, sm3(forged)))
+            proposal = await one.office.propose(one["maker"], CriticalAct.MAKE, seal.id, {})
+            with pytest.raises(Conflict, match="reviewed"):
+                await one.office.approve(one["guard"], proposal.id)
+
+    run(test())
+
+
+def test_an_appliance_that_makes_no_seals(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig(maker_key=None, maker_certificate_file=None) as one:
+            seal = await one.certified()
+            with pytest.raises(Conflict, match="makes no seals"):
+                await one.office.propose(one["maker"], CriticalAct.MAKE, seal.id, {})
+
+    run(test())
+
+
+def test_sweeping_goes_by_batches(rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.office.sweeper.BATCH", 2)
+    monkeypatch.setattr("appliance.office.sweeper.MAX_A_SWEEP", 4)
+
+    async def test() -> None:
+        async with rig() as one:
+            for _ in range(5):
+                await one.active(one.contract_seal(), days=10)
+            one.today.pass_(days=11)
+            assert (await one.office.sweep()).expired == 4
+            assert (await one.office.sweep()).expired == 1
+            assert (await one.office.sweep()).expired == 0
+
+    run(test())
+
+
+def test_a_token_that_is_away_holds_up_only_what_needs_it(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            made = await one.made(one.contract_seal())
+            seal = await one.active(days=10)
+            proposal = await one.office.propose(
+                one["guard"], CriticalAct.CANCEL, seal.id, {"reason": "lost", "words": "lost"}
+            )
+            one.today.pass_(days=93)
+            one.pipeline.draining = True
+            swept = await one.office.sweep()
+            assert (swept.expired, swept.abandoned, swept.proposals_expired) == (1, 0, 1)
+            one.pipeline.draining = False
+            assert (await one.office.sweep()).abandoned == 1
+            assert (await one.seal(made)).state is State.CANCELLED
+            assert (await one.office.proposal(one["guard"], proposal.id)).state is ProposalState.EXPIRED
 
     run(test())

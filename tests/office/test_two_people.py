@@ -393,6 +393,47 @@ def test_a_key_is_destroyed_when_its_seal_has_ended(rig: MakeRig) -> None:
     run(test())
 
 
+def test_a_key_of_an_earlier_generation_and_one_that_was_never_used(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.active(days=20)
+            await one.certify(seal, days=365)
+            await one.both("maker", "guard", CriticalAct.RENEW, seal)
+            renewed = await one.seal(seal)
+            await one.both("guard", "guard-2", CriticalAct.DESTROY_KEY, seal, key=seal.key_name)
+            with pytest.raises(Conflict, match="needs its key"):
+                await one.office.propose(
+                    one["guard"], CriticalAct.DESTROY_KEY, seal.id, {"key": renewed.key_name}
+                )
+            unused = await one.office.make_key(one["maker"], seal.id)
+            await one.both("guard", "guard-2", CriticalAct.DESTROY_KEY, seal, key=unused.name)
+            assert (await one.seal(seal)).state is State.ACTIVE
+            refused = await one.certified(one.contract_seal())
+            await one.office.refuse(one["reviewer"], refused.id, "not needed any more")
+            await one.both("guard", "guard-2", CriticalAct.DESTROY_KEY, refused, key=refused.key_name)
+
+    run(test())
+
+
+@pytest.mark.parametrize("cut", [cut_before, cut_after])
+def test_a_key_that_was_made_and_not_noted_is_found_again(rig: MakeRig, cut: CutWhere) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.reviewed()
+            mend = cut(one, one.registry.seals, "set_pending")
+            with pytest.raises(Cut):
+                await one.office.make_key(one["maker"], seal.id)
+            mend()
+            (pool,) = one.pools.values()
+            before = len(await pool.list_keys())
+            key = await one.office.make_key(one["maker"], seal.id)
+            assert len(await pool.list_keys()) == before, "no second key"
+            assert (await one.seal(seal)).key_name == key.name
+            assert (await one.acts(seal)).count("make-key") == 1
+
+    run(test())
+
+
 @pytest.mark.parametrize("method", ["destroy_key"])
 def test_a_key_that_was_destroyed_and_not_recorded(rig: MakeRig, method: str) -> None:
     async def test() -> None:
