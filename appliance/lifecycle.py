@@ -356,6 +356,20 @@ class Officer:
     created_at: str
 
 
+@dataclass(frozen=True, slots=True)
+class OfficerEvent:
+    """A line of an officer's record: made, given other roles, turned away … It is never altered and never deleted.
+
+    ``by`` is another officer's name, or the administrator of the machine as ``uid:0``.
+    """
+
+    officer: str
+    at: str
+    act: str
+    by: str
+    detail: Mapping[str, Any]
+
+
 class DocumentKind(Enum):
     """What the office certifies."""
 

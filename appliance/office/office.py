@@ -100,6 +100,7 @@ class Office:
         self.set_officer_disabled = people.set_disabled
         self.set_officer_password = people.set_password
         self.officers = people.officers
+        self.officer_events = people.events
         # One officer alone
         self.add_organisation = acts.add_organisation
         self.change_organisation = acts.change_organisation

@@ -18,7 +18,6 @@ Crash story: the registry first, nothing in memory: a change holds from the next
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -26,13 +25,11 @@ from typing import Final
 
 from appliance.errors import BadRequest, Conflict, NotAuthenticated, NotFound
 from appliance.holdings import check_name
-from appliance.lifecycle import Officer, Role
+from appliance.lifecycle import Officer, OfficerEvent, Role
 from appliance.office.desk import Desk, printable
 from appliance.passwords import FailureBook, PasswordHasher
 from appliance.settings import AuthSettings
 from appliance.wire import MAX_NAME_LEN, MAX_PASSWORD_LEN
-
-log = logging.getLogger(__name__)
 
 MIN_PASSWORD_LEN: Final = 10
 """An officer's password opens more than an account's."""
@@ -108,8 +105,8 @@ class People:
         """One's own; the old one is proved as for a log-in."""
         await self.login(officer.name, old, peer)
         hashed = await self._hashed(new)
-        await self._desk.call(self._people.set_officer_password, officer.name, hashed)
-        await self._note(officer.name, "change-password", officer.name)
+        event = self._event(officer.name, "change-password", officer.name)
+        await self._desk.call(self._people.set_officer_password, officer.name, hashed, event)
 
     # The administrator's --------------------------------------------------------------------------------
 
@@ -126,38 +123,44 @@ class People:
             False,
             self._desk.instant(),
         )
-        await self._desk.call(self._people.add_officer, officer)
-        await self._note(name, "create-officer", _administrator(uid), roles=_words(officer.roles))
+        event = self._event(name, "create-officer", _administrator(uid), roles=_words(officer.roles))
+        await self._desk.call(self._people.add_officer, officer, event)
         return officer
 
     async def set_roles(self, uid: int, name: str, roles: Collection[Role]) -> Officer:
         """In force from the officer's next request on."""
         officer = await self._desk.call(self._people.officer, name)
         changed = replace(officer, roles=_checked(roles))
-        await self._desk.call(self._people.set_officer_roles, name, changed.roles)
-        await self._note(
+        event = self._event(
             name, "set-roles", _administrator(uid), roles=_words(changed.roles), before=_words(officer.roles)
         )
+        await self._desk.call(self._people.set_officer_roles, name, changed.roles, event)
         return changed
 
     async def set_disabled(self, uid: int, name: str, disabled: bool) -> Officer:
         """In force from the officer's next request on, in sessions that are open too."""
         officer = await self._desk.call(self._people.officer, name)
-        await self._desk.call(self._people.set_officer_disabled, name, disabled)
-        await self._note(name, "disable-officer" if disabled else "enable-officer", _administrator(uid))
+        act = "disable-officer" if disabled else "enable-officer"
+        event = self._event(name, act, _administrator(uid))
+        await self._desk.call(self._people.set_officer_disabled, name, disabled, event)
         return replace(officer, disabled=disabled)
 
     async def set_password(self, uid: int, name: str, password: str) -> Officer:
         """For who has forgotten it."""
         hashed = await self._hashed(password)
         officer = await self._desk.call(self._people.officer, name)
-        await self._desk.call(self._people.set_officer_password, name, hashed)
-        await self._note(name, "set-officer-password", _administrator(uid))
+        event = self._event(name, "set-officer-password", _administrator(uid))
+        await self._desk.call(self._people.set_officer_password, name, hashed, event)
         return replace(officer, password_hash=hashed)
 
     async def officers(self) -> list[Officer]:
         """All of them, by name."""
         return await self._desk.call(self._people.officers)
+
+    async def events(self, name: str) -> list[OfficerEvent]:
+        """An officer's record: who made, changed or disabled him or her, and when."""
+        await self._desk.call(self._people.officer, name)
+        return await self._desk.call(self._people.officer_events, name)
 
     async def _hashed(self, password: str) -> str:
         length = len(password.encode())
@@ -168,8 +171,8 @@ class People:
             )
         return await self._hasher.hash(password)
 
-    async def _note(self, name: str, act: str, by: str, **detail: str) -> None:
-        log.info("officer %s: %s by %s %s", name, act, by, detail)
+    def _event(self, name: str, act: str, by: str, **detail: str) -> OfficerEvent:
+        return OfficerEvent(name, self._desk.instant(), act, by, detail)
 
 
 def _checked(roles: Collection[Role]) -> frozenset[Role]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from appliance.errors import Conflict, Denied, NotFound
-from appliance.lifecycle import CriticalAct, Officer, Proposal, ProposalState, Role
-from appliance.registry.database import Part, Row, Transaction, Violation, atomic, page
+from appliance.lifecycle import CriticalAct, Officer, OfficerEvent, Proposal, ProposalState, Role
+from appliance.registry.database import Part, Row, Transaction, Value, Violation, atomic, page
 from appliance.registry.record import end_proposal, to_json
 
 
@@ -20,7 +20,9 @@ class People(Part):
     """The registry's officers and proposals."""
 
     @atomic
-    def add_officer(self, transaction: Transaction, officer: Officer) -> None:
+    def add_officer(
+        self, transaction: Transaction, officer: Officer, event: OfficerEvent | None = None
+    ) -> None:
         """``Conflict`` if the name is taken, by whomever, ever."""
         try:
             transaction.execute(
@@ -37,6 +39,7 @@ class People(Part):
             raise Conflict(
                 f"there is an officer {officer.name!r} already", hint="choose another name"
             ) from error
+        _add_event(transaction, event)
 
     def officer(self, name: str) -> Officer:
         """The one of that name, else ``NotFound``."""
@@ -50,25 +53,34 @@ class People(Part):
         return [_officer(row) for row in self._database.rows(f"{_OFFICERS} ORDER BY name")]
 
     @atomic
-    def set_officer_password(self, transaction: Transaction, name: str, password_hash: str) -> None:
+    def set_officer_password(
+        self, transaction: Transaction, name: str, password_hash: str, event: OfficerEvent | None = None
+    ) -> None:
         """Replace the hash."""
-        if (
-            transaction.execute("UPDATE officer SET password_hash = ? WHERE name = ?", password_hash, name)
-            != 1
-        ):
-            raise _no_officer(name)
+        _change(
+            transaction, "UPDATE officer SET password_hash = ? WHERE name = ?", password_hash, name, event
+        )
 
     @atomic
-    def set_officer_disabled(self, transaction: Transaction, name: str, disabled: bool) -> None:
+    def set_officer_disabled(
+        self, transaction: Transaction, name: str, disabled: bool, event: OfficerEvent | None = None
+    ) -> None:
         """Turn the officer away, or let them in again."""
-        if transaction.execute("UPDATE officer SET disabled = ? WHERE name = ?", disabled, name) != 1:
-            raise _no_officer(name)
+        _change(transaction, "UPDATE officer SET disabled = ? WHERE name = ?", disabled, name, event)
 
     @atomic
-    def set_officer_roles(self, transaction: Transaction, name: str, roles: Iterable[Role]) -> None:
+    def set_officer_roles(
+        self, transaction: Transaction, name: str, roles: Iterable[Role], event: OfficerEvent | None = None
+    ) -> None:
         """What they are trusted with from now on."""
-        if transaction.execute("UPDATE officer SET roles = ? WHERE name = ?", _roles(roles), name) != 1:
-            raise _no_officer(name)
+        _change(transaction, "UPDATE officer SET roles = ? WHERE name = ?", _roles(roles), name, event)
+
+    def officer_events(self, name: str) -> list[OfficerEvent]:
+        """The officer's record, in the order in which it was written."""
+        rows = self._database.rows(
+            "SELECT officer, at, act, done_by, detail FROM officer_event WHERE officer = ? ORDER BY id", name
+        )
+        return [OfficerEvent(name, at, act, by, json.loads(detail)) for _, at, act, by, detail in rows]
 
     # Proposals ------------------------------------------------------------------------------------------
 
@@ -173,6 +185,27 @@ _PROPOSALS: Final = (
     " FROM proposal"
 )
 _ONE_PROPOSAL: Final = f"{_PROPOSALS} WHERE id = ?"
+
+
+def _change(
+    transaction: Transaction, statement: str, value: Value, name: str, event: OfficerEvent | None
+) -> None:
+    if transaction.execute(statement, value, name) != 1:
+        raise _no_officer(name)
+    _add_event(transaction, event)
+
+
+def _add_event(transaction: Transaction, event: OfficerEvent | None) -> None:
+    """With the change that it tells of, or neither."""
+    if event is not None:
+        transaction.execute(
+            "INSERT INTO officer_event (officer, at, act, done_by, detail) VALUES (?, ?, ?, ?, ?)",
+            event.officer,
+            event.at,
+            event.act,
+            event.by,
+            to_json(event.detail),
+        )
 
 
 def _no_officer(name: str) -> NotFound:

@@ -158,6 +158,15 @@ MIGRATIONS: Final = (
         disabled BOOLEAN NOT NULL,
         created_at bytewise NOT NULL
     );
+    CREATE TABLE officer_event (
+        id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        officer bytewise NOT NULL REFERENCES officer (name),
+        at bytewise NOT NULL,
+        act bytewise NOT NULL,
+        done_by bytewise NOT NULL,
+        detail bytewise NOT NULL
+    );
+    CREATE INDEX officer_event_officer ON officer_event (officer, id);
     CREATE TABLE proposal (
         id bytewise PRIMARY KEY,
         act bytewise NOT NULL,
@@ -263,6 +272,12 @@ MIGRATIONS: Final = (
         END IF;
         RETURN OLD;
     END $$;
+    CREATE TRIGGER officer_event_unaltered BEFORE UPDATE ON officer_event
+        FOR EACH ROW EXECUTE FUNCTION refuse('records of officers are never altered');
+    CREATE TRIGGER officer_event_kept BEFORE DELETE ON officer_event
+        FOR EACH ROW EXECUTE FUNCTION refuse('records of officers are never deleted');
+    CREATE TRIGGER officer_event_whole BEFORE TRUNCATE ON officer_event
+        FOR EACH STATEMENT EXECUTE FUNCTION refuse('records of officers are not emptied');
     CREATE TRIGGER seal_kept BEFORE DELETE ON seal FOR EACH ROW EXECUTE FUNCTION keep('id');
     CREATE TRIGGER seal_ended BEFORE UPDATE OF state, ended_at, end_reason, generation, code ON seal
         FOR EACH ROW WHEN (OLD.state IN ('refused', 'cancelled'))

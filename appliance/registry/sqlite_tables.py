@@ -168,6 +168,15 @@ MIGRATIONS: Final = (
         disabled INTEGER NOT NULL CHECK (disabled IN (0, 1)),
         created_at TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE officer_event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        officer TEXT NOT NULL REFERENCES officer (name),
+        at TEXT NOT NULL,
+        act TEXT NOT NULL,
+        done_by TEXT NOT NULL,
+        detail TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX officer_event_officer ON officer_event (officer, id);
     CREATE TABLE proposal (
         id TEXT PRIMARY KEY,
         act TEXT NOT NULL,
@@ -254,6 +263,10 @@ MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX reservation_day ON reservation (day);
 
+    CREATE TRIGGER officer_event_unaltered BEFORE UPDATE ON officer_event
+        BEGIN SELECT RAISE(ABORT, 'records of officers are never altered'); END;
+    CREATE TRIGGER officer_event_kept BEFORE DELETE ON officer_event
+        BEGIN SELECT RAISE(ABORT, 'records of officers are never deleted'); END;
     CREATE TRIGGER seal_kept BEFORE DELETE ON seal
         WHEN OLD.retain_until IS NULL OR OLD.retain_until > strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')
         BEGIN SELECT RAISE(ABORT, 'the records of a seal are kept for five years after its end'); END;

@@ -144,6 +144,31 @@ def test_passwords_of_officers(rig: MakeRig) -> None:
     run(test())
 
 
+def test_what_is_done_to_officers_is_on_record(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            await one.office.set_officer_roles(7, "clerk", {Role.CLERK, Role.REVIEWER})
+            await one.office.set_officer_disabled(7, "clerk", True)
+            await one.office.set_officer_disabled(7, "clerk", False)
+            await one.office.set_officer_password(7, "clerk", PASSWORD)
+            await one.office.change_own_password(one["clerk"], PASSWORD, NEW, "peer")
+            events = await one.office.officer_events("clerk")
+            assert [(event.act, event.by) for event in events] == [
+                ("create-officer", "uid:0"),
+                ("set-roles", "uid:7"),
+                ("disable-officer", "uid:7"),
+                ("enable-officer", "uid:7"),
+                ("set-officer-password", "uid:7"),
+                ("change-password", "clerk"),
+            ]
+            assert events[1].detail == {"roles": "clerk, reviewer", "before": "clerk"}
+            assert not any(PASSWORD in str(event) or "argon2" in str(event) for event in events)
+            with pytest.raises(NotFound):
+                await one.office.officer_events("nobody")
+
+    run(test())
+
+
 def test_names_of_officers(rig: MakeRig) -> None:
     async def test() -> None:
         async with rig() as one:

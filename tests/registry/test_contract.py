@@ -29,6 +29,7 @@ from appliance.lifecycle import (
     Message,
     MessageKind,
     Officer,
+    OfficerEvent,
     Operation,
     Organisation,
     Proposal,
@@ -590,6 +591,25 @@ def test_officers(registry: Registry) -> None:
     ):
         with pytest.raises(NotFound):
             act()
+
+
+def test_what_was_done_to_officers_is_kept_for_ever(place: Place) -> None:
+    people = place.open().people
+    events = [OfficerEvent("li", T0, f"act {i}", "uid:0", {"roles": "clerk"}) for i in range(4)]
+    people.add_officer(Officer("li", "李", frozenset({Role.CLERK}), "hash", False, T0), events[0])
+    people.set_officer_password("li", "other", events[1])
+    people.set_officer_disabled("li", True, events[2])
+    people.set_officer_roles("li", {Role.AUDITOR}, events[3])
+    assert people.officer_events("li") == events and people.officer_events("none") == []
+    with pytest.raises(NotFound):
+        people.set_officer_disabled("none", True, replace(events[0], officer="none"))
+    statements = ["DELETE FROM officer_event", "UPDATE officer_event SET act = act"]
+    if place.is_postgres:
+        statements.append("TRUNCATE officer_event")
+    for statement in statements:
+        with pytest.raises((sqlite3.IntegrityError, psycopg.errors.RestrictViolation)):
+            as_keeper(place, statement)
+    assert people.officer_events("li") == events
 
 
 def test_a_proposal_takes_a_second_person(registry: Registry) -> None:
