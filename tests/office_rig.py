@@ -47,6 +47,7 @@ from appliance.settings import (
     Settings,
     SignerSettings,
     TimeSettings,
+    Url,
 )
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
@@ -224,10 +225,15 @@ class Rig:
 
 @asynccontextmanager
 async def working(
-    root: Path, profile: dict[str, Any], *, algorithm: Algorithm, **changes: Any
+    root: Path,
+    profile: dict[str, Any],
+    *,
+    algorithm: Algorithm,
+    registry_url: Url | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Rig]:
     """An office with officers, an organisation, a CA, a maker and an account."""
-    registry = open_registry(Settings(registry=root / "registry.sqlite"))
+    registry = open_registry(Settings(registry=registry_url or root / "registry.sqlite"))
     holdings = Holdings(registry)
     profile = {**profile, "workers": 1}
     verifier = Verifier(max_table_bytes=1 << 20)

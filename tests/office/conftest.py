@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from appliance_fixture import SoftToken, bench, pytest_runtest_makereport
 from office_rig import MakeRig, Rig, working
+from postgres_server import PostgresServer
 from simulated_token import Simulated, simulated, simulator
 
 from appliance.algorithms import Algorithm
@@ -30,6 +32,21 @@ def rig(soft_token: SoftToken, tmp_path: Path) -> MakeRig:
         return working(tmp_path, soft_token.profile(), algorithm=Algorithm.ECDSA_P256_SHA256, **changes)
 
     return make
+
+
+@pytest.fixture
+def postgres_rig(soft_token: SoftToken, tmp_path: Path) -> Iterator[MakeRig]:
+    """An office on SoftHSM2 whose registry is a PostgreSQL server's."""
+    server = PostgresServer()
+
+    def make(**changes: Any) -> AbstractAsyncContextManager[Rig]:
+        algorithm = Algorithm.ECDSA_P256_SHA256
+        return working(
+            tmp_path, soft_token.profile(), algorithm=algorithm, registry_url=server.url("office"), **changes
+        )
+
+    yield make
+    server.close()
 
 
 @pytest.fixture

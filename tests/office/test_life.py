@@ -76,6 +76,14 @@ def test_the_same_with_sm2(sm2_rig: MakeRig) -> None:
     run(test())
 
 
+def test_the_same_with_postgresql(postgres_rig: MakeRig) -> None:
+    async def test() -> None:
+        async with postgres_rig() as one:
+            await check_from_application_to_activation(one)
+
+    run(test())
+
+
 def test_a_seal_lists_digests_where_the_configuration_says_so(rig: MakeRig) -> None:
     async def test() -> None:
         async with rig(certificate_list="digests", version=5) as one:

@@ -43,7 +43,10 @@ def test_who_proposed_never_approves_nor_rejects(rig: MakeRig) -> None:
     run(test())
 
 
-def test_of_two_who_approve_at_once_one_does_it(rig: MakeRig) -> None:
+@pytest.mark.parametrize("which", ["rig", "postgres_rig"])
+def test_of_two_who_approve_at_once_one_does_it(which: str, request: pytest.FixtureRequest) -> None:
+    rig: MakeRig = request.getfixturevalue(which)
+
     async def test() -> None:
         async with rig() as one:
             seal = await one.active()
