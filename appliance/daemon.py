@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -30,8 +31,8 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 from appliance import __version__
 from appliance.accounts import Authenticator
 from appliance.api.opening import ApiParts, HttpApi
-from appliance.api.sealing import NoSealer
 from appliance.api.service import tls_context as api_tls_context
+from appliance.api.small import Small
 from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown, Unavailable
 from appliance.eseal.chains import Trust
 from appliance.eseal.verification import Examiner
@@ -243,8 +244,16 @@ class Daemon:
                 self.registry,
                 self.protection,
                 self.authenticator,
-                self.verifier,
-                NoSealer(),
+                lambda: self._examiner,
+                Small(
+                    self.sealer,
+                    self.pipeline,
+                    self.registry,
+                    self._settings.seals.password.unlock_s,
+                    secrets.token_bytes,
+                    time.monotonic,
+                    _now,
+                ),
                 self._state,
                 self._lookups.standing,
                 time.monotonic,

@@ -249,7 +249,7 @@ class Sealer:
         try:
             return work.loaded.template.cold(*work.arguments(), MAX_INLINE_LENGTHS + 1) <= MAX_INLINE_LENGTHS
         except ValueError as error:
-            raise BadRequest(str(error)) from error
+            raise BadRequest(str(error), hint="shorten the property infos, or split the batch") from error
 
     async def _prepare(self, work: SealWork, source: Address) -> None:
         """What takes a look into the registry, or longer than the loop should be held."""
@@ -296,7 +296,7 @@ class Sealer:
             else:
                 work.items = Items(Form.DIGESTS, work.count, b"", loaded.template.digests(*work.arguments()))
         except ValueError as error:
-            raise BadRequest(str(error)) from error
+            raise BadRequest(str(error), hint="shorten the property infos, or split the batch") from error
 
     def _key(self, loaded: LoadedSeal) -> HeldKey:
         assert loaded.key is not None

@@ -204,7 +204,9 @@ def load_seal(seal: Seal, generation: Generation | None, version: int, key: Held
     try:
         template = _sealing.Template(algorithm.value, z, body, suffix)
     except ValueError as error:
-        raise BadRequest(f"seal {seal.id!r} cannot be used: {error}") from error
+        raise BadRequest(
+            f"seal {seal.id!r} cannot be used: {error}", hint="have it made anew, with a smaller imprint"
+        ) from error
     return LoadedSeal(seal, valid_from, valid_to, key, template, body, suffix)
 
 

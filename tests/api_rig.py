@@ -256,7 +256,8 @@ def settle(bench: Bench, **settings: Any) -> Town:
     # Only now there is somebody to trust.
     appliance.stop()
     maker = {"maker_key": "maker", "maker_certificate_file": str(maker_file)}
-    appliance.change_settings(seals={**maker, "trust_files": [str(ca_file)]})
+    cheap = {"argon2_memory_kib": 1024, "argon2_passes": 1, "failure_delay_s": 0.1}
+    appliance.change_settings(seals={**maker, "trust_files": [str(ca_file)], "password": cheap})
     appliance.start()
     port = int(re.findall(r"the API listens on .* port (\d+)", appliance.log)[-1])
     town = Town(appliance, port)

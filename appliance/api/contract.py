@@ -101,7 +101,8 @@ class Contract:
     def load(cls) -> Contract:
         """The document that this version ships."""
         text = resources.files("appliance.api").joinpath("openapi.yaml").read_text(encoding="utf-8")
-        return cls(yaml.safe_load(text))
+        # libyaml, where PyYAML was built with it, is ten times as fast: a start need not wait for a fifth of a second.
+        return cls(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))  # noqa: S506  # both are safe
 
     def _operations(self) -> Iterator[Operation]:
         for path, item in self.document["paths"].items():

@@ -23,13 +23,12 @@ from appliance.api.sealing import Examining, Sealing, SmallSealer
 from appliance.api.service import Caller, Credentials, Door, Service
 from appliance.api.sessions import Sessions
 from appliance.eseal.structures import ESeal
-from appliance.eseal.verification import Status
+from appliance.eseal.verification import Examiner, Status
 from appliance.office import Office
 from appliance.policy import Account
 from appliance.protection import Protection
 from appliance.registry import Registry
 from appliance.settings import Settings
-from appliance.verifying import Verifier
 from appliance.wire import VERSION, Hello
 
 
@@ -42,7 +41,7 @@ class ApiParts:
     registry: Registry
     protection: Protection
     authenticator: Authenticator
-    verifier: Verifier
+    examiner: Callable[[], Examiner]
     sealer: SmallSealer
     state: Callable[[], Awaitable[str]]
     standing: Callable[[ESeal], Status]
@@ -61,9 +60,7 @@ class HttpApi:
             parts.clock, secrets.token_urlsafe, settings.session_idle_s, settings.session_s
         )
         font_file = str(parts.settings.seals.font_file)
-        examining = Examining(
-            parts.office.maker.trust, parts.verifier, parts.standing, parts.clock, parts.now
-        )
+        examining = Examining(parts.examiner, parts.standing, parts.now)
         groups = [
             Lives(parts.office, parts.registry, parts.protection, font_file),
             People(parts.office, parts.registry, self._sessions, parts.now),

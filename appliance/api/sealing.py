@@ -14,19 +14,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from appliance.api.contract import Contract
 from appliance.api.service import Call, Caller, Reply
-from appliance.errors import BadRequest, Conflict, Unavailable
-from appliance.eseal.chains import Trust
+from appliance.errors import BadRequest
 from appliance.eseal.structures import ESeal, read_signature
 from appliance.eseal.verification import UNKNOWN, Examiner, Report, Status, to_document
 from appliance.policy import Account
-from appliance.verifying import Verifier, sm3
-
-TRUST_S: Final = 60.0
-"""A trusted CA that is added or a new revocation list holds after so long; lists may have megabytes."""
+from appliance.verifying import sm3
 
 Examine = Callable[[bytes, bytes | None, bytes | None], Awaitable[Report]]
 """A signature, the data hash, the data that was hashed: the report."""
@@ -50,34 +46,6 @@ class SmallSealer(Protocol):
 
     async def status(self, account: Account, caller: Caller, seal_id: str) -> dict[str, Any]:
         """Whether it may be used now."""
-
-
-class NoSealer:
-    """Where nothing is sealed over HTTP."""
-
-    async def unlock(
-        self, account: Account, caller: Caller, seal_id: str, password: str, seconds: int | None
-    ) -> dict[str, Any]:
-        """Says so."""
-        raise _not_here()
-
-    async def lock(self, account: Account, caller: Caller, seal_id: str) -> None:
-        """Says so."""
-        raise _not_here()
-
-    async def seal(
-        self, account: Account, caller: Caller, seal_id: str, wanted: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Says so."""
-        raise _not_here()
-
-    async def status(self, account: Account, caller: Caller, seal_id: str) -> dict[str, Any]:
-        """Says so."""
-        raise _not_here()
-
-
-def _not_here() -> Unavailable:
-    return Unavailable("nothing is sealed over HTTP here", hint="use the wire protocol")
 
 
 class Sealing:
@@ -144,39 +112,21 @@ class Sealing:
 
 
 class Examining:
-    """Verifies for the public: trust is read anew now and then, as its files may change."""
+    """Verifies for the public, in threads, and adds what the registry knows of the seal's status."""
 
     def __init__(
         self,
-        trust: Callable[[], Awaitable[Trust]],
-        verifier: Verifier,
+        examiner: Callable[[], Examiner],
         standing: Callable[[ESeal], Status],
-        clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:
-        self._trust = trust
-        self._verifier = verifier
+        self._examiner = examiner
         self._standing = standing
-        self._clock = clock
         self._now = now
-        self._examiner: Examiner | None = None  # owned by the event loop; threads only use it
-        self._read_at = 0.0
 
     async def __call__(self, signature: bytes, data_hash: bytes | None, data: bytes | None) -> Report:
-        """The report. Where no CA is trusted, it says that this could not be told."""
-        examiner = await self._current()
-        return await asyncio.to_thread(self._examine, examiner, signature, data_hash, data)
-
-    async def _current(self) -> Examiner:
-        now = self._clock()
-        if self._examiner is None or now - self._read_at > TRUST_S:
-            try:
-                trust = await self._trust()
-            except Conflict:
-                trust = Trust(())
-            self._examiner = await asyncio.to_thread(Examiner, trust, self._verifier)
-            self._read_at = now
-        return self._examiner
+        """The report."""
+        return await asyncio.to_thread(self._examine, self._examiner(), signature, data_hash, data)
 
     def _examine(
         self, examiner: Examiner, signature: bytes, data_hash: bytes | None, data: bytes | None

@@ -1,0 +1,126 @@
+"""Business systems seal and verify in small numbers over HTTP, and the public verifies what they sealed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+
+import pytest
+from api_rig import SEAL_PASSWORD, Person, Refused, Town, basic, settle
+from appliance_fixture import PASSWORD, Bench, until
+
+DOCUMENTS = [f"document {number}".encode() for number in range(3)]
+HASHES = [hashlib.new("sm3", one).hexdigest() for one in DOCUMENTS]
+
+
+@pytest.fixture(scope="module")
+def town(shared_bench: Bench) -> Iterator[Town]:
+    return settle(shared_bench)
+
+
+@pytest.fixture(scope="module")
+def seal(town: Town) -> str:
+    """In use, and granted to ``app`` with a limit of 70 a day."""
+    seal_id = town.active()
+    terms = {"operations": ["seal", "status"], "dailyLimit": 70, "approvalPattern": "A-[0-9]+"}
+    town["guard"].put("seals", seal_id, "grants", "app", **terms)
+    return seal_id
+
+
+def refused(status: int, error: str, part: str = "") -> pytest.RaisesExc[Refused]:
+    return pytest.raises(
+        Refused, check=lambda it: it.status == status and it.error == error and part in str(it)
+    )
+
+
+def unlock_if_it_may(app: Person, seal: str) -> dict[str, str] | None:
+    """A wrong password delays the next attempt, which is told ``busy``."""
+    try:
+        return dict(app.post("seals", seal, "unlock", password=SEAL_PASSWORD))
+    except Refused as problem:
+        assert problem.error == "busy", problem
+        return None
+
+
+def unlocked(town: Town, seal: str) -> Person:
+    app = town.accounts["app"]
+    app.post("seals", seal, "unlock", password=SEAL_PASSWORD, seconds=600)
+    return app
+
+
+def test_sealing_asks_for_grant_reference_unlocking_and_limit(town: Town, seal: str) -> None:
+    app, other = town.accounts["app"], town.accounts["other"]
+    wanted = {
+        "dataHashes": HASHES,
+        "propertyInfo": "/Doc_0/Signs/Sign_0/Signature.xml",
+        "approvalReference": "A-1",
+    }
+    with refused(404, "not_found"):
+        other.post("seals", seal, "signatures", **wanted)
+    with refused(403, "denied", "unlock"):
+        app.post("seals", seal, "signatures", **wanted)
+    with refused(403, "denied"):
+        app.post("seals", seal, "unlock", password="wrong-Password-1")
+    with refused(404, "not_found"):
+        other.post("seals", seal, "unlock", password=SEAL_PASSWORD)
+    opened = until("the wrong password is forgiven", lambda: unlock_if_it_may(app, seal))
+    assert opened["sealId"] == seal and opened["endTime"].endswith("+00:00")
+    with refused(403, "denied", "reference"):
+        app.post("seals", seal, "signatures", **{**wanted, "approvalReference": "B"})
+    with refused(400, "bad_request", "propertyInfo"):
+        app.post("seals", seal, "signatures", **{**wanted, "propertyInfo": "签章"})
+    with refused(400, "bad_request", "at most 64"):
+        app.post("seals", seal, "signatures", **{**wanted, "dataHashes": HASHES[:1] * 65})
+
+    items = app.post("seals", seal, "signatures", **wanted)["items"]
+    assert [one["error"] for one in items] == [None] * 3
+    app.post("seals", seal, "signatures", **{**wanted, "dataHashes": HASHES[:1] * 64})
+    with refused(403, "denied", "70 seal signatures a day"):
+        app.post("seals", seal, "signatures", **{**wanted, "dataHashes": HASHES[:1] * 64})
+    app.call("POST", "seals", seal, "lock")
+    with refused(403, "denied", "unlock"):
+        app.post("seals", seal, "signatures", **wanted)
+
+    for signature, document, hash_ in zip(items, DOCUMENTS, HASHES, strict=True):
+        for more in ({"dataHash": hash_}, {"document": base64.b64encode(document).decode()}):
+            report = town.anybody.post("verify", signature=signature["signature"], **more)
+            assert report["verdict"] == "good", report
+    report = town.anybody.post("verify", signature=items[0]["signature"], dataHash=HASHES[1])
+    assert report["verdict"] == "invalid"
+    asked = [
+        {"signature": one["signature"], "dataHash": hash_} for one, hash_ in zip(items, HASHES, strict=True)
+    ]
+    reports = app.post("signatures", "verify", items=asked)["items"]
+    assert [one["verdict"] for one in reports] == ["good"] * 3
+
+
+def test_a_suspension_holds_from_the_next_request_on(town: Town) -> None:
+    seal_id = town.active(town.application(sealName="李四", sealHolder="李四"))
+    town["guard"].put("seals", seal_id, "grants", "app", operations=["seal", "status"])
+    app = unlocked(town, seal_id)
+    (item,) = app.post("seals", seal_id, "signatures", dataHashes=HASHES[:1])["items"]
+    status = app.get("seals", seal_id, "status")
+    assert (status["sealState"], status["sealStatus"]) == ("active", 0)
+    town["guard"].post("seals", seal_id, "suspend", reason="lost phone")
+    with refused(409, "conflict", "suspended"):
+        app.post("seals", seal_id, "signatures", dataHashes=HASHES[:1])
+    assert app.get("seals", seal_id, "status")["sealStatus"] == 1
+    report = town.anybody.post("verify", signature=item["signature"], dataHash=HASHES[0])
+    assert report["verdict"] == "good_when_signed" and report["warnings"]
+    town["guard"].post("seals", seal_id, "resume", reason="found")
+    (item,) = app.post("seals", seal_id, "signatures", dataHashes=HASHES[:1])["items"]
+    assert item["signature"]
+
+
+def test_uses_are_counted(town: Town, seal: str) -> None:
+    def rows() -> list[dict[str, object]]:
+        return list(town["auditor"].get("statistics", "uses", by="account")["rows"])
+
+    assert until("uses are written", rows)[0]["account"] == "app"
+
+
+def test_wrong_passwords_of_accounts(town: Town, seal: str) -> None:
+    for name, password in (("app", "wrong"), ("nobody", PASSWORD)):
+        with refused(401, "not_authenticated"):
+            Person(town.port, basic(name, password)).get("seals", seal, "status")
