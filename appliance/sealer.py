@@ -21,6 +21,7 @@ answered is nowhere; the client asks again under the same job id and index.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from array import array
 from collections import OrderedDict
@@ -65,6 +66,8 @@ from appliance.wire_seals import (
     VerifySealRequest,
     numbers,
 )
+
+log = logging.getLogger(__name__)
 
 INLINE_ITEMS: Final = 256
 """Items whose digests or values are made on the event loop: some 30 µs; a hop to a thread and back costs more."""
@@ -373,6 +376,7 @@ class Sealer:
 
     async def _stamp_all(self, work: SealWork) -> None:
         statuses, signatures = bytearray(work.statuses), bytes(work.signatures)
+        errors: list[ApplianceError] = []
 
         async def one(at: int) -> bytes:
             if statuses[at] != ItemStatus.SIGNED:
@@ -382,13 +386,18 @@ class Sealer:
             try:
                 async with self._stamping:
                     return await self._stamp(value)
-            except (SignerFailed, Unavailable):
+            except (SignerFailed, Unavailable) as error:
+                errors.append(error)
                 statuses[at] = ItemStatus.FAILED  # the signature is not released without its time stamp
                 return b""
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(at)) for at in range(work.count)]
         tokens = [task.result() for task in tasks]
+        if errors:
+            log.warning("%d of %d time stamps were not had: %s", len(errors), work.count, errors[-1])
+            if not any(tokens):
+                raise errors[-1]  # it says more than so many items that failed
         work.statuses = statuses
         work.stamped = array("I", map(len, tokens)), b"".join(tokens)  # type: ignore[assignment]  # a buffer too
 

@@ -113,7 +113,7 @@ def singles(appliance: Appliance, seconds: float, *, connections: int = 1, in_fl
             def ask(client: Client) -> Coroutine[Any, Any, Any]:
                 return client.sign(KEY, digest)
 
-            return await _drive(
+            return await drive(
                 appliance, [client for client in callers for _ in range(in_flight)], ask, 1, seconds
             )
 
@@ -132,7 +132,7 @@ def batches(appliance: Appliance, seconds: float, *, items: int, in_flight: int 
                 if answer.failed:
                     raise RuntimeError("a signature failed")
 
-            return await _drive(appliance, callers * in_flight, ask, items, seconds)
+            return await drive(appliance, callers * in_flight, ask, items, seconds)
 
     return uvloop.run(run())
 
@@ -149,12 +149,12 @@ def verifications(appliance: Appliance, seconds: float, *, items: int, in_flight
                 if await client.verify(KEY, block, signatures) != b"\1" * items:
                     raise RuntimeError("a verification failed")
 
-            return await _drive(appliance, callers * in_flight, ask, items, seconds)
+            return await drive(appliance, callers * in_flight, ask, items, seconds)
 
     return uvloop.run(run())
 
 
-async def _drive(
+async def drive(
     appliance: Appliance,
     clients: list[Client],
     ask: Callable[[Client], Coroutine[Any, Any, Any]],

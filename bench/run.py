@@ -4,6 +4,7 @@
     verifying    the verification engines by themselves                  (prints them)
     stages       where a signature's time goes                           stages.json  README.md  flame-*.svg
     latency      how long single requests wait                           latency.json  README.md  latency.svg
+    sealing      what a seal signature costs beyond the signature        sealing.json  README.md
 
 ``python bench/run.py PART…`` runs some of the parts; ``--rounds 1 --seconds 0.5`` is a quick look. The figures of a
 machine that does other work at the same time are worth little: the last line says what its load was.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import latency
 import report
+import sealing
 import stages
 import throughput
 
@@ -59,6 +61,12 @@ def run_latency(options: argparse.Namespace) -> None:
     latency.picture(document, options.output / "latency.svg")
 
 
+def run_sealing(options: argparse.Namespace) -> None:
+    document = sealing.measure(options.rounds, options.seconds)
+    report.write_json(options.output / "sealing.json", document)
+    report.insert(readme(options.output), "sealing", sealing.table(document))
+
+
 def readme(output: Path) -> Path:
     """The page that tables go into; elsewhere than here, a copy."""
     page = output / "README.md"
@@ -72,6 +80,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "verifying": run_verifying,
     "stages": run_stages,
     "latency": run_latency,
+    "sealing": run_sealing,
 }
 
 

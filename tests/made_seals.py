@@ -53,7 +53,7 @@ class Made:
     key: HeldKey
 
 
-def certificate_for(key: HeldKey, name: str = "signer") -> bytes:
+def certificate_for(key: HeldKey, name: str = "signer", **options: Any) -> bytes:
     """Of the test's root, for a key whose private half lies in a token."""
     to_sign = certificates.certificate_to_sign(
         public=key.public,
@@ -64,6 +64,7 @@ def certificate_for(key: HeldKey, name: str = "signer") -> bytes:
         not_before=datetime.now(UTC) - timedelta(days=1),
         days=365,
         is_ca=False,
+        **options,
     )
     return certificates.assemble_certificate(to_sign, ROOT.key.public, ROOT.key.sign(to_sign))
 

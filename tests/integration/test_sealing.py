@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import random
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,24 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance_fixture import PASSWORD, Appliance, Authority, Bench, children_of, run, until
+from appliance_fixture import PASSWORD, Appliance, Authority, Bench, children_of, free_port, run, until
 from made_seals import PASSWORD as SEAL_PASSWORD
-from made_seals import ROOT, Made, advance, grant, instant, make
+from made_seals import ROOT, Made, advance, certificate_for, grant, instant, make
 from simulated_token import Simulated
 
-from appliance import wire_seals
+from appliance import wire, wire_seals
 from appliance.algorithms import Algorithm
 from appliance.client import Client, SyncClient
-from appliance.errors import ApplianceError, BadRequest, Busy, Conflict, Denied, NotFound
+from appliance.errors import (
+    ApplianceError,
+    BadRequest,
+    Busy,
+    Conflict,
+    Denied,
+    NotFound,
+    ProtocolError,
+    Unavailable,
+    WindowExceeded,
+)
 from appliance.eseal.chains import Trust
-from appliance.eseal.findings import Verdict
+from appliance.eseal.findings import Code, Verdict
 from appliance.eseal.structures import Version, read_signature
-from appliance.eseal.verification import ACTIVE, Examiner
+from appliance.eseal.verification import ACTIVE, CheckName, Examiner
 from appliance.lifecycle import Act, Operation
 from appliance.registry import Registry
 from appliance.registry.sqlite import SqliteDatabase
 from appliance.verifying import Verifier
-from appliance.wire import ItemStatus
+from appliance.wire import FrameType, ItemStatus, Priority
 from appliance.wire_seals import SealCheck, SealState, SealStatusFlag, SealVerdict
 
 INFO = "/Doc_0/Signs/Sign_0/Signature.xml"
@@ -448,6 +459,149 @@ def test_status_in_bulk(place: Place) -> None:
         assert records[0].valid_from < time.time() < records[0].valid_to
         assert records[0].password_due_at > time.time()
         assert client.seal_status([made.seal.code], by_code=True) == records[:1]
+
+
+# Hostile and unlucky ----------------------------------------------------------------------------------------
+
+
+@only_sm2
+def test_frames_that_break_the_protocol_cost_their_sender_the_connection(place: Place) -> None:
+    made = place.seal()
+    account = place.account(made)
+    types = (FrameType.SEAL, FrameType.VERIFY_SEAL, FrameType.SEAL_STATUS, FrameType.UNLOCK)
+    rng = random.Random(17)
+    for type_ in types:
+        for payload in (b"", rng.randbytes(30), rng.randbytes(3_000), bytes(3_000), b"\xff" * 3_000):
+            with place.appliance.wire(account) as wire_:
+                wire_.send(wire.encode_frame(type_, wire_.next_id(), payload))
+                assert wire_.receive_error().code == ProtocolError.wire_code
+                assert wire_.at_end()
+    for type_ in (FrameType.SEALED, FrameType.UNLOCKED):
+        with place.appliance.wire(account) as wire_:
+            wire_.send(wire.encode_frame(type_, wire_.next_id(), b""))
+            assert "not expected" in wire_.receive_error().detail
+    with place.client(account) as client:
+        assert client.seal_status([made.seal.id])[0].state is SealState.ACTIVE
+
+
+@only_sm2
+def test_seal_signatures_of_a_stranger_are_only_bytes(place: Place) -> None:
+    """Every byte of a value changed, cut and doubled: a verdict for each, and the daemon lives."""
+    made = place.seal(picture_len=300)
+    with place.client(place.account(made)) as client:
+        client.unlock(made.seal.id, SEAL_PASSWORD, 60)
+        (each,) = hashes(1)
+        ((_, value),) = client.seal(made.seal.id, [each], INFO).values()
+        rng = random.Random(18)
+        strange = [value[: rng.randrange(len(value))] for _ in range(200)]
+        strange += [value + rng.randbytes(rng.randrange(1, 50)) for _ in range(100)]
+        for at in range(len(value)):
+            changed = bytearray(value)
+            changed[at] ^= 1 << rng.randrange(8)
+            strange.append(bytes(changed))
+        found = client.verify_seals([(value, each), *((one, each) for one in strange)])
+        assert found[0].verdict is SealVerdict.GOOD
+        assert SealVerdict.GOOD not in {one.verdict for one in found[1:]}
+
+
+@only_sm2
+def test_clients_that_leave_half_way_hold_nothing(place: Place) -> None:
+    made = [place.seal() for _ in range(3)]
+    accounts = [place.account(one) for one in made]
+    for one, account in zip(made, accounts, strict=True):
+        unlock = wire_seals.UnlockRequest(one.seal.id, SEAL_PASSWORD, 600)
+        asked = wire_seals.SealRequest(
+            bytes(16), 0, 0, Priority.AUTOMATIC, wire_seals.SealFlag.ONE_PROPERTY, one.seal.id, "",
+            bytes(32 * 5_000), *wire_seals.properties([INFO]),
+        )  # fmt: skip
+        for frames in ((unlock,), (unlock, asked), (unlock, asked, asked)):
+            with place.appliance.wire(account) as wire_:
+                for frame in frames:
+                    encode = wire_seals.encode_unlock if frame is unlock else wire_seals.encode_seal
+                    wire_.send(encode(wire_.next_id(), frame))  # type: ignore[operator]
+    place.appliance.wait_quiet()
+    for one, account in zip(made, accounts, strict=True):
+        with place.client(account) as client:
+            client.unlock(one.seal.id, SEAL_PASSWORD, 600)
+            assert not client.seal(one.seal.id, hashes(3), INFO).failed
+
+
+@only_sm2
+def test_a_window_holds_for_seals_too(place: Place) -> None:
+    made = place.seal()
+    account = place.account(made)
+    asked = wire_seals.SealRequest(
+        bytes(16), 0, 0, Priority.AUTOMATIC, wire_seals.SealFlag.ONE_PROPERTY, made.seal.id, "",
+        bytes(32 * 65_536), *wire_seals.properties([INFO]),
+    )  # fmt: skip
+    with place.appliance.wire(account) as wire_:
+        unlock = wire_seals.UnlockRequest(made.seal.id, SEAL_PASSWORD, 600)
+        wire_.send(wire_seals.encode_unlock(wire_.next_id(), unlock))
+        wire_.receive()
+        wire_.send(b"".join(wire_seals.encode_seal(wire_.next_id(), asked) for _ in range(3)))
+        while (frame := wire_.receive()).type is not FrameType.ERROR:
+            assert frame.type is FrameType.SEALED
+        assert wire.decode_error(frame.payload).code == WindowExceeded.wire_code
+
+
+@only_sm2
+def test_guessing_is_slowed_and_locks(place: Place) -> None:
+    made = place.seal()
+    other = place.account(made)
+    with SyncClient(
+        place.appliance.address, account=place.account(made), password=PASSWORD, retries=False
+    ) as client:
+        for _ in range(3):
+            with pytest.raises((Denied, Busy)) as caught:
+                client.unlock(made.seal.id, "a wrong password", 60)
+        assert isinstance(caught.value, Busy) and caught.value.retry_after_ms > 0
+    with place.client(other) as client:
+        assert SealStatusFlag.UNLOCKED not in client.seal_status([made.seal.id])[0].flags
+
+
+# Time stamps ------------------------------------------------------------------------------------------------
+
+
+def test_each_signature_gets_its_time_stamp(bench: Bench, simulated: Simulated, tmp_path: Path) -> None:
+    """From the appliance's own authority, asked over HTTP; and without it nothing is released."""
+    port = free_port()
+    certificate = tmp_path / "tsa.der"
+    stamping = {
+        "timestamp": {"url": f"http://127.0.0.1:{port}/tsa"},
+        "authority": {"listen": f"127.0.0.1:{port}", "key": "tsa", "certificate_file": str(certificate)},
+    }
+    profile = simulated.make()
+    first = bench.appliance(profile, seals=trusting(tmp_path)).start()
+    first.ordered("POST", "/v1/keys", {"name": "tsa", "algorithm": "sm2-sm3"})
+    registry = Registry(SqliteDatabase(first.registry_file))
+    certificate.write_bytes(certificate_for(registry.key("tsa"), "time", is_time_stamping=True))
+    place = Place(first, registry, Algorithm.SM2_SM3)
+    made = place.seal()
+    account = place.account(made)
+    first.stop()
+    seals = {**trusting(tmp_path), **stamping}
+    for url_works in (True, False):
+        if not url_works:
+            seals["authority"] = {}
+        appliance = bench.appliance(profile, registry=str(first.registry_file), seals=seals).start()
+        with SyncClient(appliance.address, account=account, password=PASSWORD) as client:
+            client.unlock(made.seal.id, SEAL_PASSWORD, 600)
+            each = hashes(20)
+            if not url_works:
+                with pytest.raises(Unavailable, match="authority cannot be reached"):
+                    client.seal(made.seal.id, each, INFO, time_stamp=True, deadline_s=2)
+                assert not client.seal(made.seal.id, each, INFO).failed
+                continue
+            answer = client.seal(made.seal.id, each, [INFO] * 20, time_stamp=True)
+            assert not answer.failed
+            values = [value for _, value in answer.values()]
+            for value, data_hash in zip(values, each, strict=True):
+                report = examiner().signature(value, data_hash, datetime.now(UTC), ACTIVE)
+                assert report.verdict is Verdict.GOOD and report.check(CheckName.TIMESTAMP).code is Code.OK
+            with pytest.raises(ProtocolError, match="at most 256"):
+                client.seal(made.seal.id, hashes(257), INFO, time_stamp=True)
+        appliance.stop()
+    registry.close()
 
 
 # Transport, fronts, life ------------------------------------------------------------------------------------
