@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from typing import Any, Final
 
 from appliance import wire
 from appliance.algorithms import SIGNATURE_LEN, SM2_DEFAULT_ID, PublicKey, signature_to_der
-from appliance.cli import target
+from appliance.cli import demo_seals, target
 from appliance.cli.files import write_durably
 from appliance.cli.officer import spki_pem
 from appliance.cli.setup import initialise
@@ -44,6 +44,7 @@ from appliance.cli.show import Answer, Screen, Table, fields
 from appliance.cli.signing import Hasher
 from appliance.cli.stream import SyntheticSource, job_path_of
 from appliance.cli.target import Officer, run
+from appliance.cli.typist import Commands, Typist
 from appliance.client import Client
 from appliance.errors import ApplianceError, NotFound, SignerFailed, Unavailable
 from appliance.settings import Settings, load_settings
@@ -53,6 +54,8 @@ STOP_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.05
 VERIFY_ITEMS: Final = 1_024
 VERIFY_IN_FLIGHT: Final = 4
+SEALED_ITEMS: Final = 5_000
+"""Each complete value has the whole seal in it, some 20 kB, and the demonstration keeps them all."""
 OPENSSL_SAMPLE: Final = 25
 """Each is a process of its own; enough to see that it is not luck."""
 
@@ -101,17 +104,13 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     command.add_argument("--items", metavar="N", type=int, default=20_000, help="default: %(default)s")
 
 
-Commands = Mapping[str, argparse.ArgumentParser]
-"""The command line's commands by name: what a person may type."""
-
-
 def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answer:
     began_at = time.monotonic()
     directory: Path = args.directory
     config = directory / "appliance.yaml"
     if shutil.which("openssl") is None:
         raise Unavailable("OpenSSL's program is not installed", hint="apt-get install openssl")
-    typist = _Typist(commands, config, screen)
+    typist = Typist(commands, config, screen)
     screen.heading("A token and a configuration")
     simulated = f" --simulated-hsm {args.simulated_hsm}" if args.simulated_hsm is not None else ""
     screen.note(f"$ cloud-seal init --directory {directory} --demo-token{simulated}")
@@ -125,15 +124,40 @@ def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answe
     if args.simulated_hsm is not None and "firmware-sim" not in tokens:
         screen.note(f"{directory} was made without the simulated HSM; remove it to see SM2 too")
     screen.heading("The daemon")
+    acts = [act for act in ACTS if act.token in tokens]
     with running_daemon(config, settings, screen) as daemon:
-        acts = [act for act in ACTS if act.token in tokens]
         results = [_play(act, directory, settings, args.items, typist) for act in acts]
         for act in acts:
             _certify(act, directory, settings, typist)
+        demo_seals.make_certificates(_stage(acts[-1], directory, settings, typist))
+    _check_end(daemon, directory, screen)
+    demo_seals.configure(directory, _free_port())
+    settings = load_settings(config)
+    screen.heading("The daemon again, now as a maker of seals")
+    with demo_seals.receiver(settings), running_daemon(config, settings, screen) as daemon:
+        sealing = _play_seal(
+            _stage(acts[-1], directory, settings, typist), min(args.items, SEALED_ITEMS), target.login_name()
+        )
         screen.heading("How the appliance is")
         typist.run("status")
         counted = _metrics(settings)
     screen.heading("The end")
+    _check_end(daemon, directory, screen)
+    document = {
+        "results": results,
+        "seal": sealing,
+        "metrics": counted,
+        "daemon_exit_code": daemon.returncode,
+        "elapsed_s": round(time.monotonic() - began_at, 1),
+    }
+    return Answer(document, [_summary(results, document)])
+
+
+def _stage(act: Act, directory: Path, settings: Settings, typist: Typist) -> demo_seals.Stage:
+    return demo_seals.Stage(typist, directory, settings, act.token, act.algorithm)
+
+
+def _check_end(daemon: subprocess.Popen[bytes], directory: Path, screen: Screen) -> None:
     screen.note(
         f"SIGTERM: what was accepted was finished; cloud-seald ended with exit code {daemon.returncode}"
     )
@@ -141,13 +165,6 @@ def _demo(commands: Commands, args: argparse.Namespace, screen: Screen) -> Answe
         raise Unavailable(
             f"the daemon ended with {daemon.returncode}", hint=f"see {directory / 'daemon.log'}"
         )
-    document = {
-        "results": results,
-        "metrics": counted,
-        "daemon_exit_code": daemon.returncode,
-        "elapsed_s": round(time.monotonic() - began_at, 1),
-    }
-    return Answer(document, [_summary(results, document)])
 
 
 def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Table:
@@ -162,6 +179,15 @@ def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Tab
                 f"{result['openssl_verified']} of a sample of {result['openssl_sample']}",
             ],
         ]
+    seal = document["seal"]
+    rows += [
+        ["seal", f"{seal['code']}, {seal['name']}: applied for, made by two, filed, activated, cancelled"],
+        ["sealed", f"{seal['sealed']:,} SES_Signature at {seal['sealed_per_second']:,.0f}/s"],
+        ["verified here", f"{seal['verified']:,} at {seal['verified_per_second']:,.0f}/s"],
+        ["verified by OpenSSL", f"{seal['openssl_verified']} of a sample of {seal['openssl_sample']}"],
+        ["while suspended", f"refused: {seal['while_suspended']}"],
+        ["while its password changed", f"{seal['sealed_while_rotating']:,} sealed, none lost"],
+    ]
     rows.append(["daemon", f"drained, exit code {document['daemon_exit_code']}"])
     rows.append(["took", f"{document['elapsed_s']} s"])
     return fields("demonstration", rows)
@@ -170,7 +196,7 @@ def _summary(results: Sequence[dict[str, Any]], document: dict[str, Any]) -> Tab
 # One key ----------------------------------------------------------------------------------------------------
 
 
-def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Typist) -> dict[str, Any]:
+def _play(act: Act, directory: Path, settings: Settings, items: int, typist: Typist) -> dict[str, Any]:
     screen = typist.screen
     screen.heading(f"A key in the token: {act.algorithm}")
     assert settings.web.officer_socket is not None
@@ -218,7 +244,7 @@ def _play(act: Act, directory: Path, settings: Settings, items: int, typist: _Ty
     }
 
 
-def _certify(act: Act, directory: Path, settings: Settings, typist: _Typist) -> None:
+def _certify(act: Act, directory: Path, settings: Settings, typist: Typist) -> None:
     """A certificate for the key, from a small CA whose key lies in the same token; OpenSSL checks it."""
     screen = typist.screen
     screen.heading(f"A certificate: {act.algorithm}")
@@ -239,6 +265,15 @@ def _certify(act: Act, directory: Path, settings: Settings, typist: _Typist) -> 
     if done.returncode != 0:
         raise SignerFailed("OpenSSL does not verify the certificate", hint=done.stderr.strip())
     screen.note(f"OpenSSL: {done.stdout.strip()}")
+
+
+def _play_seal(stage: demo_seals.Stage, items: int, account: str) -> dict[str, Any]:
+    """A seal's whole life."""
+    demo_seals.enter_people(stage)
+    seal = demo_seals.make_seal(stage, account)
+    used = demo_seals.use_seal(stage, str(seal["sealId"]), account, items)
+    demo_seals.end_seal(stage, str(seal["sealId"]))
+    return {"code": seal["sealCode"], "name": seal["sealName"], **used}
 
 
 async def _verify_all(
@@ -363,23 +398,3 @@ def _metrics(settings: Settings) -> dict[str, float]:
         if name.startswith("cloudseal_") and "_bucket" not in name:
             counted[name] = float(value)
     return counted
-
-
-# Typing -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Typist:
-    """Types commands as a person would, and shows what it types."""
-
-    commands: Commands
-    config: Path
-    screen: Screen
-
-    def run(self, name: str, *words: str) -> Any:
-        """Run one command; its answer's document."""
-        self.screen.note(f"$ cloud-seal {' '.join((name, *words))}")
-        args = self.commands[name].parse_args((*words, "--config", str(self.config)))
-        answer: Answer = args.run(args, self.screen)
-        self.screen.show(answer)
-        return answer.document

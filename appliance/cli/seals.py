@@ -1,7 +1,7 @@
-"""Commands for seals: from the application to the end, and unlocking.
+"""Commands for seals: from the application to the end.
 
 For: ``cloud-seal seal …``, each one call to the HTTP API in the session of an officer.
-Not for: what takes two officers (``people``: ``proposal``), sealing at volume (the wire protocol).
+Not for: what takes two officers (``people``: ``proposal``), what accounts do with a seal (``sealing``).
 
 Rules:
 
@@ -20,11 +20,10 @@ from typing import Any, Final
 
 from asn1crypto import pem
 
+from appliance.cli import sealing
 from appliance.cli.files import read_der, read_limited, write_durably
 from appliance.cli.session import (
-    Api,
     Run,
-    add_api_options,
     add_list_options,
     add_password_options,
     adder,
@@ -70,6 +69,7 @@ def add_commands(groups: Any, parents: list[argparse.ArgumentParser]) -> None:
     _add_downloads(add)
     _add_making(add)
     _add_keeping(add)
+    sealing.add_commands(add)
 
 
 def _add_application(command: argparse.ArgumentParser) -> None:
@@ -164,19 +164,6 @@ def _add_keeping(add: Any) -> None:
     )
     old.add_argument("--ask-old-password", action="store_true", help="ask for it (the default)")
     add_password_options(rotate, "the new protection password")
-    unlock = add(
-        "unlock", _unlock, "unlock a seal, named by its id, for an account", "SEAL", options=add_api_options
-    )
-    unlock.add_argument("--account", required=True, metavar="NAME")
-    unlock.add_argument(
-        "--account-password-file", required=True, metavar="FILE", type=Path, help="the account's, first line"
-    )
-    unlock.add_argument(
-        "--seconds", type=int, metavar="N", help="for how long; default: as long as is allowed"
-    )
-    secret = unlock.add_mutually_exclusive_group()
-    secret.add_argument("--password-file", metavar="FILE", type=Path, help="the seal's, first line")
-    secret.add_argument("--ask-password", action="store_true", help="ask for the seal's (the default)")
 
 
 def _add_reason(command: argparse.ArgumentParser) -> None:
@@ -315,8 +302,10 @@ def _password(args: argparse.Namespace, screen: Screen) -> Answer:
 
 
 def _rotate(args: argparse.Namespace, screen: Screen) -> Answer:
-    what = "Protection password until now"
-    old = read_password(args.old_password_file) if args.old_password_file else ask_password(what)
+    if args.old_password_file is not None:
+        old = read_password(args.old_password_file)
+    else:
+        old = ask_password("Protection password until now", "--old-password-file")
     new = new_password(args.password_file, "New protection password")
     with session(args) as api:
         body = {"oldPassword": old, "newPassword": new}
@@ -325,15 +314,3 @@ def _rotate(args: argparse.Namespace, screen: Screen) -> Answer:
 
 def _password_answer(state: Mapping[str, Any]) -> Answer:
     return record_answer(f"protection password of seal {state['sealId']}", state)
-
-
-def _unlock(args: argparse.Namespace, screen: Screen) -> Answer:
-    account_password = read_password(args.account_password_file)
-    secret = read_password(args.password_file) if args.password_file else ask_password("Protection password")
-    body: dict[str, Any] = {"password": secret}
-    if args.seconds is not None:
-        body["seconds"] = args.seconds
-    api = Api.from_args(args)
-    api.be_account(args.account, account_password)
-    found = api.call("POST", "seals", args.seal, "unlock", body=body)
-    return record_answer(f"seal {args.seal} is unlocked for {args.account}", found)

@@ -164,7 +164,7 @@ def session(args: argparse.Namespace) -> Iterator[Api]:
     if args.officer_password_file is not None:
         password = read_password(args.officer_password_file)
     else:
-        password = ask_password(f"Password of {name}")
+        password = ask_password(f"Password of {name}", "--officer-password-file")
     api = Api.from_args(args)
     api.log_in(name, password)
     try:

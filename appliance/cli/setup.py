@@ -130,14 +130,14 @@ def initialise(
         entries = _make_softhsm2(made)
         if simulator is not None:
             entries += _make_simulator(made, simulator)
-        template = _replaced(template, "tokens: []\n", f"tokens:\n{entries}")
+        template = with_line(template, "tokens: []\n", f"tokens:\n{entries}")
     else:
         for profile_file in sorted(shipped("tokens").iterdir(), key=lambda one: one.name):
             if profile_file.name.endswith(".yaml"):
                 made.file(f"tokens/{profile_file.name}", profile_file.read_text(), 0o644, "token profile")
     if health is not None:
         split_address(health)
-        template = _replaced(template, "  health: 127.0.0.1:9440\n", f"  health: {health}\n")
+        template = with_line(template, "  health: 127.0.0.1:9440\n", f"  health: {health}\n")
     made.file("appliance.yaml", template, 0o644, "configuration")
     settings = load_settings(config)  # what we wrote, or what somebody changed since, must be readable
     _check_socket_paths(settings)
@@ -186,11 +186,11 @@ class _Maker:
         return True
 
 
-def _replaced(template: str, old: str, new: str) -> str:
-    """The shipped configuration with one line changed, its comments kept."""
-    if template.count(f"\n{old}") != 1:
-        raise RuntimeError(f"the shipped configuration has no line {old!r}")
-    return template.replace(f"\n{old}", f"\n{new}")
+def with_line(template: str, old: str, new: str) -> str:
+    """A configuration with one line changed, its comments kept."""
+    if template.count(old) != 1:
+        raise RuntimeError(f"the configuration has no line {old!r}, or several")
+    return template.replace(old, new)
 
 
 def _check_socket_paths(settings: Settings) -> None:

@@ -194,10 +194,10 @@ def new_password(path: Path | None, what: str = "New password") -> str:
     return password
 
 
-def ask_password(what: str) -> str:
-    """A password from the terminal."""
+def ask_password(what: str, option: str = "--password-file") -> str:
+    """A password from the terminal; ``option`` is the one that names a file instead."""
     if not sys.stdin.isatty():
-        raise BadRequest("no terminal to ask for a password on", hint="name a file that holds it: see --help")
+        raise BadRequest("no terminal to ask for a password on", hint=f"name a file that holds it: {option}")
     return getpass.getpass(f"{what}: ", stream=sys.stderr)
 
 

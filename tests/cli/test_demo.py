@@ -28,6 +28,10 @@ def test_everything_is_shown_twice_in_a_row(tmp_path: Path, capsys: pytest.Captu
         for result in document["results"]:
             assert (result["failed"], result["verified"]) == (0, 300)
             assert result["openssl_verified"] == result["openssl_sample"] == 25
+        seal = document["seal"]
+        assert (seal["sealed"], seal["verified"], seal["openssl_verified"]) == (300, 300, 25)
+        assert seal["while_suspended"] == "conflict"
+        assert seal["sealed_while_rotating"] > 300
         public_keys.append([(tmp_path / f"{key}.pem").read_text() for key in keys])
     assert public_keys[0] == public_keys[1]
 
@@ -35,7 +39,7 @@ def test_everything_is_shown_twice_in_a_row(tmp_path: Path, capsys: pytest.Captu
 def test_a_person_sees_the_commands_that_are_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--directory", str(tmp_path), "--items", "20"]) == 0
     captured = capsys.readouterr()
-    for command in ("init", "key create", "stream", "status"):
+    for command in ("init", "key create", "stream", "seal apply", "proposal approve", "seal sign", "status"):
         assert f"$ cloud-seal {command} " in captured.err.replace("status\n", "status \n")
     assert "exit code 0" in captured.out
 
