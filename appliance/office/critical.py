@@ -417,7 +417,10 @@ def _pattern(arguments: Mapping[str, Any]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise BadRequest("argument 'approval_pattern': expected text, or nothing")
+        raise BadRequest(
+            "argument 'approval_pattern': expected text, or nothing",
+            hint="a regular expression for the whole approval reference",
+        )
     try:
         read_pattern(value)  # as sealing will read it
     except BadRequest as error:

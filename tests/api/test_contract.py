@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +114,21 @@ def test_every_secret_is_marked_as_one() -> None:
         for field, inner in schema.get("properties", {}).items():
             if "password" in field.lower():
                 assert CONTRACT.resolve_schema(inner).get("format") == "password", f"{name}.{field}"
+
+
+def test_the_table_of_names_is_that_of_the_document() -> None:
+    text = (Path(__file__).parents[2] / "appliance/api/README.md").read_text()
+    table = text.split("## Names")[1]
+    named = {
+        name
+        for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    known = set(re.findall(r'"(\w+)": \{', json.dumps(CONTRACT.document["components"]["schemas"])))
+    assert len(named) > 15
+    assert not named - known
+    operations = set(re.findall(r"`([a-z]+[A-Z]\w+)`", text.split("## Names")[0]))
+    assert operations and not operations - CONTRACT.operations.keys()
 
 
 # Bodies ---------------------------------------------------------------------------------------------------------
