@@ -44,7 +44,7 @@ class PostgresServer:
             os.chown(self.directory, nobody.pw_uid, nobody.pw_gid)
             self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         self._data = self.directory / "data"
-        self._options = options
+        self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._run(
             "initdb",
@@ -83,7 +83,7 @@ class PostgresServer:
             "-c full_page_writes=off",
             "-c max_connections=200",
             "-c deadlock_timeout=50ms",
-            *self._options,
+            *self.options,
         ]
 
     def stop(self) -> None:

@@ -26,12 +26,13 @@ import logging
 import re
 import select
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 from psycopg import errors
@@ -66,6 +67,8 @@ STATEMENT_TIMEOUT_S: Final = 60
 """No statement of ours takes so long with a million seals; what does is stuck."""
 IDLE_TIMEOUT_S: Final = 60
 """The server ends a transaction whose client says nothing for so long: it holds locks."""
+PAUSE_S: Final = 0.002
+"""Before a transaction is done again, and longer each time: ten tries take a tenth of a second."""
 MIN_VERSION: Final = 14
 """The oldest that its makers still keep."""
 LOCK_CLASS: Final = 0x5EA1
@@ -302,6 +305,8 @@ class PostgresDatabase(Database):
                         hint="try again in a moment",
                         retry_after_ms=100,
                     ) from again
+            # The other one first: at once, each could take what the other wants yet again.
+            time.sleep(PAUSE_S * (TRIES - left))
             self._keep_hold()  # it may have been the server that went away
         raise AssertionError("unreachable")
 
@@ -453,15 +458,16 @@ def read_url(url: Url) -> tuple[dict[str, Any], str]:
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, strict_parsing=bool(parts.query))
+        if parts.password is not None or "password" in dict(query):  # before any message can repeat it
+            raise ConfigError("registry: a password in the URL", hint="name its file: registry_password_file")
         schema = dict(query).get("schema", "cloud_seal")
-        rest = urlunsplit(parts._replace(query=urlencode([pair for pair in query if pair[0] != "schema"])))
+        ours = urlencode([pair for pair in query if pair[0] != "schema"])
+        rest = url.partition("?")[0] + (f"?{ours}" if ours else "")
         parameters = {key: str(value) for key, value in conninfo_to_dict(rest).items() if value is not None}
     except (ValueError, psycopg.ProgrammingError) as error:
         raise _bad_url(" ".join(str(error).split())) from error
     if parts.scheme not in ("postgresql", "postgres"):
         raise _bad_url(f"{parts.scheme}:// is no database that this program knows")
-    if "password" in parameters:
-        raise ConfigError("registry: a password in the URL", hint="name its file: registry_password_file")
     if unknown := parameters.keys() - _PARAMETERS:
         raise _bad_url(
             f"{', '.join(sorted(unknown))}: expected only {', '.join(sorted(_PARAMETERS))}, schema"
