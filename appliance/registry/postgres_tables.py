@@ -78,6 +78,8 @@ MIGRATIONS: Final = (
         replaced_by bytewise,
         holds_place BOOLEAN NOT NULL,
         idle_from bytewise,
+        expires_at bytewise,
+        uncollected_from bytewise,
         retain_until bytewise
     ) WITH (fillfactor = 80);  -- room beside each row for its next last_used_at
     CREATE UNIQUE INDEX seal_code ON seal (code) WHERE code <> '';
@@ -88,12 +90,12 @@ MIGRATIONS: Final = (
     CREATE INDEX seal_custodian ON seal (custodian, id);
     CREATE INDEX seal_state ON seal (state, id);
     CREATE INDEX seal_region ON seal (region, id);
-    CREATE INDEX seal_idle ON seal (idle_from) WHERE state = 'active';
-    CREATE INDEX seal_expiry ON seal (valid_to) WHERE state IN ('active', 'suspended', 'dormant');
-    CREATE INDEX seal_uncollected ON seal (made_at) WHERE state IN ('made', 'filed');
+    CREATE INDEX seal_idle ON seal (idle_from) WHERE idle_from IS NOT NULL;
+    CREATE INDEX seal_expiry ON seal (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX seal_uncollected ON seal (uncollected_from) WHERE uncollected_from IS NOT NULL;
     CREATE INDEX seal_retained ON seal (retain_until) WHERE retain_until IS NOT NULL;
     CREATE INDEX seal_counted ON seal (region, kind, state);
-    CREATE INDEX seal_counted_by_organisation ON seal (organisation, region, kind, state);
+    CREATE INDEX seal_counted_by_organisation ON seal (organisation, state, kind, region);
     CREATE TABLE imprint (
         seal_id bytewise PRIMARY KEY REFERENCES seal (id),
         format bytewise NOT NULL,
@@ -229,7 +231,7 @@ MIGRATIONS: Final = (
     CREATE INDEX message_next ON message (next_attempt_at, id) WHERE delivered_at IS NULL;
     CREATE INDEX message_due ON message (due_at) WHERE delivered_at IS NULL;
     CREATE INDEX message_seal ON message (seal_id);
-    CREATE INDEX message_counted ON message (created_at, kind, region);
+    CREATE INDEX message_counted ON message (created_at, kind, region, due_at, delivered_at, delay_ms);
 
     CREATE TABLE use_of_seal (
         seal_id bytewise NOT NULL REFERENCES seal (id),

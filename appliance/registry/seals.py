@@ -66,6 +66,10 @@ from appliance.registry.record import (
 
 ENDS: Final = frozenset(State) - {source for source, _ in TRANSITIONS}
 """States from which no row leads."""
+EXPIRING: Final = frozenset(source for source, act in TRANSITIONS if act is Act.EXPIRE)
+"""States that the end of validity ends."""
+UNCOLLECTED: Final = frozenset(source for source, act in TRANSITIONS if act is Act.ABANDON)
+"""States in which a seal waits to be collected."""
 CODE_DIGITS: Final = 8
 """Of a seal's code, after the six of its region."""
 
@@ -408,27 +412,21 @@ class SealRecords(Part):
 
     def due_to_expire(self, now: str, limit: int = 100) -> list[Seal]:
         """Whose validity has ended, the longest ago first."""
-        return self._due(
-            "state IN ('active', 'suspended', 'dormant') AND valid_to < ? ORDER BY valid_to", now, limit
-        )
+        return self._due("expires_at", now, limit)
 
     def due_to_sleep(self, before: str, limit: int = 100) -> list[Seal]:
         """Active ones that have been neither used nor woken since, the longest idle first."""
-        rows = self._database.rows(
-            f"{_SELECT} WHERE state = 'active' AND idle_from < ? AND (last_used_at IS NULL OR last_used_at < ?)"
-            f" ORDER BY idle_from LIMIT {page(limit)}",
-            before,
-            before,
+        return self._due(
+            "idle_from", before, limit, " AND (last_used_at IS NULL OR last_used_at < ?)", before
         )
-        return [_read(row) for row in rows]
 
     def due_to_abandon(self, before: str, limit: int = 100) -> list[Seal]:
         """Made before then and not collected, the oldest first."""
-        return self._due("state IN ('made', 'filed') AND made_at < ? ORDER BY made_at", before, limit)
+        return self._due("uncollected_from", before, limit)
 
-    def _due(self, condition: str, instant: str, limit: int) -> list[Seal]:
-        rows = self._database.rows(f"{_SELECT} WHERE {condition} LIMIT {page(limit)}", instant)
-        return [_read(row) for row in rows]
+    def _due(self, column: str, instant: str, limit: int, condition: str = "", *values: Value) -> list[Seal]:
+        query = f"{_SELECT} WHERE {column} < ?{condition} ORDER BY {column} LIMIT {page(limit)}"
+        return [_read(row) for row in self._database.rows(query, instant, *values)]
 
     @atomic
     def purge(self, transaction: Transaction, now: str, limit: int = 100) -> int:
@@ -473,9 +471,8 @@ def _take(transaction: Transaction, step: Step) -> None:
         changes["retain_until"] = (end + RETAIN_FOR).isoformat(timespec="milliseconds")
     elif step.holds_place is False:
         changes["holds_place"] = False
-    if step.target is State.ACTIVE and step.source is not State.ACTIVE:
-        changes["idle_from"] = step.event.at  # woken today, it does not fall asleep again tomorrow
-    assignments = "".join(f", {column} = ?" for column in changes)
+    copied = _due(step, changes)
+    assignments = "".join(f", {column} = ?" for column in changes) + copied
     condition = "id = ? AND version = ? AND state = ?"
     values: list[Value] = [step.seal_id, step.version, step.source.value]
     if step.unless_used_after is not None:
@@ -513,6 +510,29 @@ def _take(transaction: Transaction, step: Step) -> None:
     if step.proposal_done is not None:
         id_, outcome = step.proposal_done
         end_proposal(transaction, id_, ProposalState.DONE, outcome)
+
+
+def _due(step: Step, changes: dict[str, Any]) -> str:
+    """From when on time asks something of the seal: columns of their own, empty where it asks nothing.
+
+    So each is found by its own index alone, whatever else is known of the seal.
+    """
+    if step.target is not State.ACTIVE:
+        changes["idle_from"] = None
+    elif step.source is not State.ACTIVE:
+        changes["idle_from"] = step.event.at  # woken today, it does not fall asleep again tomorrow
+    assignments = ""
+    for column, source, states in (
+        ("expires_at", "valid_to", EXPIRING),
+        ("uncollected_from", "made_at", UNCOLLECTED),
+    ):
+        if step.target not in states:
+            changes[column] = None
+        elif source in changes:
+            changes[column] = changes[source]
+        else:
+            assignments += f", {column} = {source}"
+    return assignments
 
 
 def _check(step: Step) -> None:

@@ -88,6 +88,8 @@ MIGRATIONS: Final = (
         replaced_by TEXT,
         holds_place INTEGER NOT NULL CHECK (holds_place IN (0, 1)),
         idle_from TEXT,
+        expires_at TEXT,
+        uncollected_from TEXT,
         retain_until TEXT
     ) STRICT;
     CREATE UNIQUE INDEX seal_code ON seal (code) WHERE code <> '';
@@ -98,12 +100,12 @@ MIGRATIONS: Final = (
     CREATE INDEX seal_custodian ON seal (custodian, id);
     CREATE INDEX seal_state ON seal (state, id);
     CREATE INDEX seal_region ON seal (region, id);
-    CREATE INDEX seal_idle ON seal (idle_from) WHERE state = 'active';
-    CREATE INDEX seal_expiry ON seal (valid_to) WHERE state IN ('active', 'suspended', 'dormant');
-    CREATE INDEX seal_uncollected ON seal (made_at) WHERE state IN ('made', 'filed');
+    CREATE INDEX seal_idle ON seal (idle_from) WHERE idle_from IS NOT NULL;
+    CREATE INDEX seal_expiry ON seal (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX seal_uncollected ON seal (uncollected_from) WHERE uncollected_from IS NOT NULL;
     CREATE INDEX seal_retained ON seal (retain_until) WHERE retain_until IS NOT NULL;
     CREATE INDEX seal_counted ON seal (region, kind, state);
-    CREATE INDEX seal_counted_by_organisation ON seal (organisation, region, kind, state);
+    CREATE INDEX seal_counted_by_organisation ON seal (organisation, state, kind, region);
     CREATE TABLE imprint (
         seal_id TEXT PRIMARY KEY REFERENCES seal (id),
         format TEXT NOT NULL,
@@ -239,7 +241,7 @@ MIGRATIONS: Final = (
     CREATE INDEX message_next ON message (next_attempt_at, id) WHERE delivered_at IS NULL;
     CREATE INDEX message_due ON message (due_at) WHERE delivered_at IS NULL;
     CREATE INDEX message_seal ON message (seal_id);
-    CREATE INDEX message_counted ON message (created_at, kind, region);
+    CREATE INDEX message_counted ON message (created_at, kind, region, due_at, delivered_at, delay_ms);
 
     CREATE TABLE use_of_seal (
         seal_id TEXT NOT NULL REFERENCES seal (id),
@@ -299,5 +301,30 @@ MIGRATIONS: Final = (
                 AND retain_until <= strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now')
         )
         BEGIN SELECT RAISE(ABORT, 'the records of a seal are kept for five years after its end'); END;
-    """,
+
+    ANALYZE;
+    DELETE FROM sqlite_stat1;
+    """
+    # What the planner is told of the indexes that a filter may choose between, as with a million seals: how many rows,
+    # and how many for one value of the first column, of the first two … It goes by this in every registry, small or
+    # large, so that a plan that was good is not another one tomorrow.
+    + "".join(
+        f"""
+    INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES ('{table}', '{index}', '{counts}');
+    """
+        for table, index, counts in (
+            ("seal", "seal_organisation", "1000000 5 1"),
+            ("seal", "seal_custodian", "1000000 50 1"),
+            ("seal", "seal_region", "1000000 1000 1"),
+            ("seal", "seal_state", "1000000 100000 1"),
+            ("seal", "seal_code", "950000 1"),
+            ("seal", "seal_place", "950000 5 2 2 1 1"),
+            ("seal", "seal_statutory", "200000 1"),
+            ("seal", "seal_counted", "1000000 1000 200 20"),
+            ("seal", "seal_counted_by_organisation", "1000000 5 2 1 1"),
+            ("message", "message_seal", "1000000 2"),
+            ("proposal", "proposal_target", "1000000 2"),
+            ("proposal", "proposal_state", "1000000 100000 1"),
+        )
+    ),
 )

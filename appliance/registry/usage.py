@@ -52,7 +52,8 @@ class Usage(Part):
         # Sorted, as everywhere: two that add at once take the rows in the same order, and neither waits for ever.
         transaction.execute_many(
             # `idle_from` is indexed, so it changes once a day only: it says when a seal may be idle, not that it is.
-            "UPDATE seal SET last_used_at = ?, idle_from = CASE WHEN idle_from >= ? THEN idle_from ELSE ? END"
+            # Where it is empty, the seal is not active any more, and nothing is to happen to it.
+            "UPDATE seal SET last_used_at = ?, idle_from = CASE WHEN idle_from < ? THEN ? ELSE idle_from END"
             " WHERE id = ? AND (last_used_at IS NULL OR last_used_at < ?)",
             [(at, at[:DAY_LEN], at, seal_id, at) for seal_id, at in sorted(last.items())],
         )

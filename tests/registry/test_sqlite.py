@@ -6,10 +6,11 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from registry.keys import ACCOUNT, make_key
+from registry.keys import ACCOUNT, P256, make_key
 
 from appliance.errors import (
     ApplianceError,
@@ -103,6 +104,35 @@ def test_every_past_version_becomes_this_one(tmp_path: Path, version: int) -> No
     open_at(old).close()
     assert schema(old) == schema(fresh)
     open_at(old).close()  # and once more, for nothing
+
+
+def test_what_the_first_version_had_is_still_there(path: Path) -> None:
+    path.parent.mkdir()
+    db = sqlite3.connect(path)
+    db.executescript(MIGRATIONS[0])
+    db.executemany(
+        "INSERT INTO key VALUES (?, ?, 'token', 'ecdsa-p256-sha256', ?, ?, '2025-01-01')",
+        [
+            ("begun", b"1", None, "creating"),
+            ("off", b"2", P256.point, "disabled"),
+            ("on", b"3", P256.point, "usable"),
+        ],
+    )
+    db.execute("INSERT INTO account VALUES ('a', 'hash', 1000, ?, 0, '2025-01-01')", ("ab" * 32,))
+    db.executemany("INSERT INTO key_grant VALUES ('a', ?, '2025-01-01')", [("on",), ("*",)])
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    registry = open_at(path)
+    assert [
+        (key.name, key.key_id, key.public, key.disabled, key.for_seal) for key in registry.all_keys()
+    ] == [
+        ("off", b"2", P256, True, False),
+        ("on", b"3", P256, False, False),
+    ]
+    assert registry.unfinished_keys() == [("begun", b"1", "token", P256.algorithm)]
+    assert registry.all_accounts() == [replace(ACCOUNT, grants=frozenset({"on", "*"}))]
+    registry.close()
 
 
 def test_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
