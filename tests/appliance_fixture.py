@@ -207,7 +207,9 @@ def free_port() -> int:
 # HTTP -------------------------------------------------------------------------------------------------------
 
 
-class _UnixHttp(http.client.HTTPConnection):
+class UnixHttp(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=60)
         self._path = path
@@ -532,14 +534,14 @@ class Appliance:
     def officer(self, method: str, path: str, body: object = None, *, raw: bytes | None = None) -> Answer:
         """One call of the officers' interface."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        return _exchange(_UnixHttp(self.officer_socket), method, path, data)
+        return _exchange(UnixHttp(self.officer_socket), method, path, data)
 
     def officer_json(self, method: str, path: str, body: object = None) -> Answer:
         """The same for the HTTP API, which asks that JSON be declared."""
         data, headers = None, {}
         if body is not None:
             data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        return _exchange(_UnixHttp(self.officer_socket), method, path, data, headers)
+        return _exchange(UnixHttp(self.officer_socket), method, path, data, headers)
 
     def change_settings(self, **changes: Any) -> None:
         """Before a start: what depends on where the appliance lies."""

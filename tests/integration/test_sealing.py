@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
+import json
 import random
 import time
 from collections import deque
@@ -15,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from appliance_fixture import PASSWORD, Appliance, Authority, Bench, children_of, free_port, run, until
+from appliance_fixture import (
+    PASSWORD,
+    PATIENCE_S,
+    Appliance,
+    Authority,
+    Bench,
+    UnixHttp,
+    children_of,
+    free_port,
+    run,
+    until,
+    until_async,
+)
 from made_seals import PASSWORD as SEAL_PASSWORD
 from made_seals import ROOT, Made, advance, certificate_for, grant, instant, make
 from simulated_token import Simulated
@@ -746,4 +760,86 @@ def test_several_fronts_know_of_unlocks_and_share_limits(
         client.close()
     uses = lambda: registry.usage.uses("account", "2026-01-01", "9999-12-31", seal_id=made.seal.id)  # noqa: E731
     until("uses of both fronts are written", lambda: dict(uses()).get(busy) == 30)
+    registry.close()
+
+
+class Guard:
+    """A security officer at the officers' socket."""
+
+    def __init__(self, appliance: Appliance) -> None:
+        self._socket = appliance.officer_socket
+        self._headers = {"Content-Type": "application/json"}
+        officer = {"officer": "guard", "displayName": "G", "roles": ["security"], "password": PASSWORD}
+        self._post("officers", officer)
+        opened = self._post("sessions", {"officer": "guard", "password": PASSWORD})
+        self._headers["Authorization"] = f"Bearer {opened['token']}"
+
+    def does(self, act: str, seal_id: str) -> None:
+        """An act that needs a reason."""
+        self._post(f"seals/{seal_id}/{act}", {"reason": "a doubt"})
+
+    def _post(self, path: str, body: object) -> Any:
+        connection = UnixHttp(self._socket)
+        try:
+            connection.request("POST", f"/api/v1/{path}", json.dumps(body), self._headers)
+            response = connection.getresponse()
+            text = response.read()
+            assert 200 <= response.status < 300, text
+            return json.loads(text)
+        finally:
+            connection.close()
+
+
+def test_a_suspension_holds_in_every_front_before_the_officer_hears_of_it(
+    bench: Bench, simulated: Simulated, tmp_path: Path
+) -> None:
+    """While requests are under way in all of them; and the unlocks are still there when it is over."""
+    appliance = bench.appliance(simulated.make(), front_processes=2, seals=trusting(tmp_path)).start()
+    until("both fronts serve", lambda: len(appliance.status().get("fronts", [])) == 1)
+    registry = Registry(SqliteDatabase(appliance.registry_file))
+    place = Place(appliance, registry, Algorithm.SM2_SM3)
+    made = place.seal()
+    account = place.account(made)
+    guard = Guard(appliance)
+
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            by_front: dict[int, list[Client]] = {0: [], 1: []}
+            deadline_at = time.monotonic() + PATIENCE_S
+            while min(map(len, by_front.values())) < 2:  # the kernel gives connections to whichever is idle
+                assert time.monotonic() < deadline_at, "one front gets no connections"
+                client = await stack.enter_async_context(await appliance.client(account, retries=False))
+                front = (await client.appliance_status())["front"]
+                if len(by_front[front]) < 6:
+                    by_front[front].append(client)
+                else:
+                    await client.close()
+            clients = [client for some in by_front.values() for client in some]
+            await clients[0].unlock(made.seal.id, SEAL_PASSWORD, 600)
+            block = b"".join(hashes(20))
+            suspended = asyncio.Event()
+            late: list[int] = []
+
+            async def keep_on(client: Client) -> None:
+                while True:
+                    asked_late = suspended.is_set()
+                    try:
+                        await client.seal(made.seal.id, block, INFO)
+                    except Conflict as error:
+                        assert "suspended" in error.detail
+                        return
+                    late.append(asked_late)
+
+            for _ in range(3):
+                suspended.clear()
+                late.clear()
+                busy = [asyncio.create_task(keep_on(client)) for client in clients]
+                await until_async("all are at work", lambda: len(late) > 50)
+                await asyncio.to_thread(guard.does, "suspend", made.seal.id)
+                suspended.set()
+                await asyncio.gather(*busy)
+                assert not any(late), "sealed after the officer had been told that it is suspended"
+                await asyncio.to_thread(guard.does, "resume", made.seal.id)
+
+    run(test())
     registry.close()
