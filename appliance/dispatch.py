@@ -50,6 +50,9 @@ FIRST_GUESS_ITEM_S: Final = 100e-6
 MIN_ITEM_S: Final = 1e-7
 """No token is faster; a worker whose clock says so must not make slices endless."""
 EWMA_WEIGHT: Final = 0.2
+_DIGESTS: Final = Form.DIGESTS  # asked for each slice, and an Enum looks its members up in Python
+_BULK: Final = Priority.BULK
+_AUTOMATIC: Final = Priority.AUTOMATIC
 
 
 class Work:
@@ -87,9 +90,7 @@ class Work:
         self.key = key
         self.items = items
         self.count = items.count
-        self.bulk = priority is Priority.BULK or (
-            priority is Priority.AUTOMATIC and items.count > INTERACTIVE_MAX_ITEMS
-        )
+        self.bulk = priority is _BULK or (priority is _AUTOMATIC and items.count > INTERACTIVE_MAX_ITEMS)
         self.accepted_at = accepted_at
         self.deadline_at = deadline_at
         self.on_end = on_end
@@ -127,7 +128,7 @@ class Work:
 
     def body(self, first: int, count: int) -> tuple[Buffer, Buffer]:
         """Lengths and data of some of its items; digests have no lengths."""
-        if self.items.form is Form.DIGESTS:
+        if self.items.form is _DIGESTS:
             if count == self.count:
                 return b"", self.items.data
             return b"", memoryview(self.items.data)[first * DIGEST_LEN : (first + count) * DIGEST_LEN]
@@ -174,8 +175,11 @@ class Slice:
         """The buffers to send, in order: lengths first, then data."""
         if len(self.parts) == 1:
             part = self.parts[0]
-            return list(part.work.body(part.first, part.count))
+            lengths, data = part.work.body(part.first, part.count)
+            return [lengths, data] if lengths else [data]
         bodies = [part.work.body(part.first, part.count) for part in self.parts]
+        if self.form is _DIGESTS:
+            return [b"".join([data for _, data in bodies])]
         return [lengths for lengths, _ in bodies] + [data for _, data in bodies]
 
 
@@ -265,6 +269,7 @@ class Dispatcher:
         self._bulk = _Class()
         self._suspects: deque[Part] = deque()  # what came back from workers that died or gave up
         self._confined: set[Worker] = set()  # given a suspect, and nothing more until it is answered
+        self._fresh: list[Part] = []  # submitted since the last `pump`, and in no queue yet
         self._live: dict[Work, None] = {}
         self._turn = 0
         self._item_s = FIRST_GUESS_ITEM_S
@@ -284,7 +289,7 @@ class Dispatcher:
             )
         self._live[work] = None
         self.queued_items += work.count
-        (self._bulk if work.bulk else self._interactive).append(Part(work, 0, work.count))
+        self._fresh.append(Part(work, 0, work.count))
 
     def retry_after_ms(self) -> int:
         """How long until half of what waits is done, as far as we can tell."""
@@ -330,6 +335,7 @@ class Dispatcher:
         work.end(error)
 
     def _drop_ended(self) -> None:
+        self._queue_fresh()
         for class_ in (self._interactive, self._bulk):
             for key in list(class_.names()):
                 queue = class_.queue(key)
@@ -441,6 +447,10 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Give waiting work to workers that have room."""
+        if self._fresh:
+            if self._went_straight():
+                return
+            self._queue_fresh()
         closed = self._place_suspects() if self._suspects or self._confined else _NOBODY
         while self._interactive or self._bulk:
             worker = self._least_loaded(closed)
@@ -451,6 +461,31 @@ class Dispatcher:
                 self._pump_keys_not_everywhere(closed)
                 return
             self._send(worker, piece)
+
+    def _went_straight(self) -> bool:
+        """A lone item before an idle worker needs no queue."""
+        fresh = self._fresh
+        if len(fresh) > 1 or self._interactive or self._bulk or self._suspects or self._confined:
+            return False
+        part = fresh[0]
+        work = part.work
+        if part.count > 1:
+            return False
+        for worker in self._workers:
+            if not worker.outstanding and worker.has_key(work.key):
+                break
+        else:
+            return False
+        fresh.clear()
+        self.queued_items -= 1
+        piece = Slice(work.key, work.items.form, [part], 1, work.bulk, self._clock())
+        self._send(worker, piece)
+        return True
+
+    def _queue_fresh(self) -> None:
+        for part in self._fresh:
+            (self._bulk if part.work.bulk else self._interactive).append(part)
+        self._fresh.clear()
 
     def _place_suspects(self) -> AbstractSet[Worker]:
         """Give suspects to idle workers, one each; the workers that get nothing else for now.

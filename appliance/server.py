@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from appliance import wire
+from appliance import _frames, wire
 from appliance.accounts import Authenticator, Transport
 from appliance.errors import ConfigError, ProtocolError, Unavailable
 from appliance.metrics import Metrics
@@ -50,6 +50,8 @@ CLOSE_GRACE_S: Final = 1.0
 WRITE_HIGH_WATER_LEN: Final = 1 << 20
 """Answers that may wait in a socket's buffer before we stop reading from it; a window of answers is some 8 MiB."""
 _UCRED: Final = struct.Struct("3i")
+_READY: Final = State.READY  # asked with every frame, and an Enum looks its members up in Python
+_CLOSED: Final = State.CLOSED
 
 
 class Permits:
@@ -71,6 +73,13 @@ class Permits:
             return True
         self._waiting.append((length, connection))
         return False
+
+    def take_at_once(self, length: int) -> bool:
+        """Take a permit if there is one and nobody waits; else nothing happens."""
+        if self._waiting or length > self._free:
+            return False
+        self._free -= length
+        return True
 
     def give(self, length: int) -> None:
         """A permit is free again."""
@@ -104,7 +113,8 @@ class Outbox:
     def end(self) -> None:
         """Send it."""
         self._occasions -= 1
-        self._flush()
+        if self._waiting:
+            self._flush()
 
     def add(self, connection: Connection) -> None:
         """It has something to send now."""
@@ -165,7 +175,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes are there."""
-        if self._session is None or self._session.state is State.CLOSED:
+        session = self._session
+        if session is None or session.state is _CLOSED:
+            return
+        if session.state is _READY and self._reader.is_empty and self._process_small(session, data):
             return
         self._reader.receive(data)
         self._process()
@@ -217,6 +230,29 @@ class Connection(asyncio.Protocol):
             self._frame_began_at = None
         elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
             self._frame_began_at = self._server.clock()
+
+    def _process_small(self, session: Session, data: bytes) -> bool:
+        """The short way for what is nothing but small SIGN frames, and may be kept at once; False if it is not."""
+        server = self._server
+        requests = _frames.read_signs(data, server.settings.window.max_payload_len)
+        if requests is None:
+            return False
+        permit_len = len(data) - len(requests) * wire.HEADER_LEN
+        if not server.permits.take_at_once(permit_len):
+            return False
+        self._held_len += permit_len
+        outbox = server.outbox
+        outbox.begin()
+        try:
+            for request in requests:
+                session.sign_small(request)
+        except ProtocolError as error:
+            server.count_protocol_error()
+            session.fail(error)
+        finally:
+            server.pipeline.pump()
+            outbox.end()
+        return True
 
     def _admit(self, header: Header) -> bool:
         """Say whether the payload of a frame that begins may be kept."""

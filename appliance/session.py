@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from enum import IntEnum, auto
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
-from appliance import __version__, wire
+from appliance import __version__, _frames, wire
 from appliance.accounts import Authenticator, Transport
 from appliance.dispatch import Work
 from appliance.errors import ApplianceError, ProtocolError, WindowExceeded
@@ -27,7 +27,7 @@ from appliance.seal_session import SealConversation
 from appliance.sealer import Sealer
 from appliance.sealing import LOOPBACK, address_of
 from appliance.settings import WindowSettings
-from appliance.wire import Frame, FrameType
+from appliance.wire import JOB_ID_LEN, Form, Frame, FrameType, Items, Priority, SignRequest
 
 
 class State(IntEnum):
@@ -55,13 +55,13 @@ class Peer(Protocol):
         """A frame's permit is free again."""
 
 
-class Tag(NamedTuple):
-    """What a work is to be answered with."""
-
-    request_id: int
-    job_id: bytes
-    first_index: int
-    permit_len: int
+Tag: TypeAlias = tuple[int, bytes, int]
+"""What a work is to be answered with: its request id, its job id and first index as they came, its permit's length."""
+JOB_AND_INDEX_LEN: Final = 24
+SmallSign: TypeAlias = tuple[int, bytes, int, int, int, int, str, bytes, int]
+"""A SIGN as ``_frames.read_signs`` has it."""
+_DIGESTS: Final = Form.DIGESTS
+_PRIORITIES: Final = tuple(Priority)
 
 
 class Session:
@@ -184,12 +184,25 @@ class Session:
         request = wire.decode_sign(frame.payload)
         count = request.items.count
         self._open(frame.request_id, count)
-        tag = Tag(frame.request_id, request.job_id, request.first_index, len(frame.payload))
+        tag = (frame.request_id, bytes(frame.payload[:JOB_AND_INDEX_LEN]), len(frame.payload))
+        self._start(tag, request)
+
+    def sign_small(self, request: SmallSign) -> None:
+        """Take a SIGN that was read the short way; raises ``ProtocolError`` as ``frame`` does."""
+        if self.state is not State.READY:  # an earlier one of the same bytes broke the conversation
+            return
+        request_id, job, first_index, deadline_ms, count, priority, key, digests, payload_len = request
+        self._open(request_id, count)
+        items = Items(_DIGESTS, count, b"", digests)
+        sign = SignRequest(job[:JOB_ID_LEN], first_index, deadline_ms, _PRIORITIES[priority], key, items)
+        self._start((request_id, job, payload_len), sign)
+
+    def _start(self, tag: Tag, request: SignRequest) -> None:
         now = self._clock()
         try:
             work = self._pipeline.sign(self.account, request, now, self._signed)
         except ApplianceError as error:
-            self._answer_error("sign", tag.request_id, count, tag.permit_len, now, error)
+            self._answer_error("sign", tag[0], request.items.count, tag[2], now, error)
             return
         self._works[work] = tag
 
@@ -198,17 +211,13 @@ class Session:
         tag = self._works.pop(work, None)
         if tag is None:
             return
+        request_id, job, permit_len = tag
         if work.error is not None:
-            self._answer_error(
-                "sign", tag.request_id, work.count, tag.permit_len, work.accepted_at, work.error
-            )
+            self._answer_error("sign", request_id, work.count, permit_len, work.accepted_at, work.error)
             return
-        failed = work.count - bytes(work.statuses).count(0)
-        answer = wire.SignedAnswer(
-            tag.job_id, tag.first_index, work.count, failed, work.statuses, work.signatures
-        )
-        self._peer.write(wire.encode_signed(tag.request_id, answer))
-        self._close(tag.request_id, work.count, tag.permit_len)
+        frame, failed = _frames.pack_signed(request_id, job, work.statuses, work.signatures)
+        self._peer.write(frame)
+        self._close(request_id, work.count, permit_len)
         self._metrics.request_done("sign", "ok", self._clock() - work.accepted_at)
         self._metrics.items_done("sign", work.count - failed, failed)
 

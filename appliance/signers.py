@@ -33,6 +33,7 @@ from typing import Any, Final, Protocol, cast
 from appliance_pkcs11 import link
 from appliance_pkcs11.profile import TokenProfile
 
+from appliance import _frames
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, Algorithm, PublicKey
 from appliance.dispatch import Dispatcher, Slice, Work
 from appliance.errors import ApplianceError, Conflict, SignerFailed, Unavailable
@@ -40,7 +41,7 @@ from appliance.metrics import Metrics
 from appliance.policy import HeldKey
 from appliance.settings import SignerSettings
 from appliance.verifying import Verifier
-from appliance.wire import Form
+from appliance.wire import Buffer, Form
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Occasion(Protocol):
         """All that came together have been handled."""
 
 
+_DIGESTS: Final = Form.DIGESTS
 _FORMS: Final = {form: link.Form(form) for form in Form}
 """The wire's form of items -> the link's."""
 
@@ -99,10 +101,14 @@ class SignerWorker(asyncio.Protocol):
 
     def send(self, piece: Slice) -> None:
         """Give it a slice; a link that is gone answers through ``connection_lost``."""
-        sequence = self._next()
+        self._sequence = sequence = self._sequence + 1
         self.slices[sequence] = piece
         body = piece.body()
-        form, slot = _FORMS[piece.form], self.slots[piece.key]
+        slot = self.slots[piece.key]
+        if piece.form is _DIGESTS and len(body) == 1:
+            self._write(_frames.pack_slice(sequence, slot, piece.count, body[0]))
+            return
+        form = _FORMS[piece.form]
         head = link.pack_sign_head(sequence, slot, form, piece.count, sum(map(len, body)))
         self._write(b"".join((head, *body)))
 
@@ -187,6 +193,9 @@ class SignerWorker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Cut the stream into frames. One that came whole is a view into what was received, and not copied."""
+        if not self._buffer and (answers := _frames.read_answers(data)) is not None:
+            self._answered(answers)
+            return
         buffer: bytes | bytearray = data
         if self._buffer:
             self._buffer += data  # a large frame grows in place, as fast as it arrives
@@ -215,6 +224,21 @@ class SignerWorker(asyncio.Protocol):
         elif at:
             del self._buffer[:at]
 
+    def _answered(self, answers: list[tuple[int, int, int, int, int, bytes, bytes]]) -> None:
+        """The short way for what is nothing but answers to small slices."""
+        pool = self.pool
+        self._heard_at = pool.now
+        pool.occasion.begin()
+        try:
+            for sequence, count, done, rv, execution_ns, statuses, signatures in answers:
+                piece = self.slices.pop(sequence, None)
+                if piece is None or count != piece.count:
+                    self._broken(f"an answer to slice {sequence} that nobody asked for")
+                    return
+                pool.slice_answered(self, piece, rv, done, execution_ns, statuses, signatures)
+        finally:
+            pool.occasion.end()
+
     def _broken(self, what: str) -> None:
         log.error("signer %s/%d sent %s; it is replaced", self.pool.name, self.index, what)
         if self._transport is not None:
@@ -227,7 +251,9 @@ class SignerWorker(asyncio.Protocol):
             piece = self.slices.pop(sequence)
             if answer.item_count != piece.count:
                 raise ValueError("another count than was asked")
-            self.pool.slice_answered(self, piece, answer)
+            self.pool.slice_answered(
+                self, piece, answer.rv, answer.done, answer.execution_ns, answer.statuses, answer.signatures
+            )
             return
         document = link.unpack_json(payload)
         if kind == link.Kind.KEY_LOADED:
@@ -448,15 +474,22 @@ class SignerPool:
 
     # Slices ---------------------------------------------------------------------------------------------
 
-    def slice_answered(self, worker: SignerWorker, piece: Slice, answer: link.Signed) -> None:
-        """A worker has answered."""
-        if answer.rv:
+    def slice_answered(
+        self,
+        worker: SignerWorker,
+        piece: Slice,
+        rv: int,
+        done: int,
+        execution_ns: int,
+        statuses: Buffer,
+        signatures: Buffer,
+    ) -> None:
+        """A worker has answered; ``rv`` is what its token stopped with, 0 where it did not."""
+        if rv:
             self.dispatcher.worker_ends(worker)
-        execution_s = answer.execution_ns / 1e9
+        execution_s = execution_ns / 1e9
         self._metrics.slice_done(self.name, piece, execution_s)
-        self.dispatcher.slice_answered(
-            worker, piece, answer.statuses, answer.signatures, answer.done, execution_s
-        )
+        self.dispatcher.slice_answered(worker, piece, statuses, signatures, done, execution_s)
         self.dispatcher.pump()
 
     def slice_refused(self, worker: SignerWorker, piece: Slice, error: ApplianceError) -> None:

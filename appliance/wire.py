@@ -277,6 +277,11 @@ class FrameReader:
         return len(self._buffer) - self._position
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held, not even a header."""
+        return self._header is None and self._position == len(self._buffer)
+
+    @property
     def mid_frame(self) -> bool:
         """Whether a frame has begun and is not complete."""
         return self._header is not None or self.buffered > 0

@@ -790,7 +790,7 @@ class Conservation(RuleBasedStateMachine):
             for queue in class_._queues.values()
             for part in queue.parts
         ]
-        waiting += dispatcher._suspects
+        waiting += [*dispatcher._suspects, *dispatcher._fresh]
         assert dispatcher.queued_items == sum(part.count for part in waiting)
         assert all(
             queue.items == sum(part.count for part in queue.parts) and queue.parts
