@@ -7,7 +7,8 @@ Theory of operation. Accepted work is cut into *parts*, which wait in a queue fo
 worker gets at a time: parts of one key, of one class, up to what the token signs in ``slice_target_ms``. Where enough
 waits, a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives
 while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
-straight through.
+straight through. Where little waits, it waits for a worker that is awake: waking another, on a processor that sleeps
+and has forgotten everything, takes longer and costs all of them.
 
 Rules:
 
@@ -45,6 +46,11 @@ SPLIT: Final = 8
 MIN_AHEAD_ITEMS: Final = 3
 """A slice is given ahead of a free session only when so many items wait: below, waiting for company costs less than
 another slice does."""
+STAY_S: Final = 0.5e-3
+"""While what waits and what is being signed are no more work than this, busy workers get it ahead and idle ones sleep.
+About what it takes to send to a worker that sleeps, wake it, sign with cold caches and be woken by its answer."""
+STAY_PATIENCE_S: Final = 5e-3
+"""A busy worker that has answered nothing for so long is not waited for: it may hang."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
 MIN_ITEM_S: Final = 1e-7
@@ -273,6 +279,7 @@ class Dispatcher:
         self._live: dict[Work, None] = {}
         self._turn = 0
         self._item_s = FIRST_GUESS_ITEM_S
+        self._moved_at = 0.0  # the last answer, or the first slice given while there was none
         self.queued_items = 0
         self.inflight_items = 0
         self.retried_parts = 0
@@ -323,6 +330,11 @@ class Dispatcher:
             self._live.pop(work, None)
             work.ended = True
         self._drop_ended()
+
+    @property
+    def item_s(self) -> float:
+        """What an item takes inside a worker, lately."""
+        return self._item_s
 
     @property
     def live_requests(self) -> int:
@@ -384,6 +396,7 @@ class Dispatcher:
         """A worker has answered: the first ``done`` items are decided, the others must go elsewhere."""
         self.inflight_items -= piece.count
         worker.outstanding -= 1
+        self._moved_at = self._clock()
         if done:
             self._item_s = max(MIN_ITEM_S, self._item_s + EWMA_WEIGHT * (execution_s / done - self._item_s))
         if len(piece.parts) == 1 and done == piece.count:
@@ -471,15 +484,19 @@ class Dispatcher:
         work = part.work
         if part.count > 1:
             return False
+        chosen: Worker | None = None
         for worker in self._workers:
-            if not worker.outstanding and worker.has_key(work.key):
-                break
-        else:
+            if worker.outstanding:
+                if self._stays():
+                    return False
+            elif chosen is None and worker.has_key(work.key):
+                chosen = worker
+        if chosen is None:
             return False
         fresh.clear()
         self.queued_items -= 1
         piece = Slice(work.key, work.items.form, [part], 1, work.bulk, self._clock())
-        self._send(worker, piece)
+        self._send(chosen, piece)
         return True
 
     def _queue_fresh(self) -> None:
@@ -516,12 +533,29 @@ class Dispatcher:
         return self._confined if resting is None else self._confined | {resting}
 
     def _send(self, worker: Worker, piece: Slice) -> None:
+        if not self.inflight_items:
+            self._moved_at = piece.sent_at
         self.inflight_items += piece.count
         worker.outstanding += 1
         worker.send(piece)
 
+    def _stays(self) -> bool:
+        """Whether there is so little to do that idle workers are not woken for it."""
+        return (
+            self.inflight_items > 0
+            and (self.queued_items + self.inflight_items) * self._item_s < STAY_S
+            and self._clock() - self._moved_at < STAY_PATIENCE_S
+        )
+
     def _least_loaded(self, closed: AbstractSet[Worker]) -> Worker | None:
         """The worker with the fewest slices for its sessions, if it has room for one more."""
+        if self._stays():
+            awake = [worker for worker in self._workers if worker.outstanding and worker not in closed]
+            for worker in awake:
+                if worker.outstanding <= worker.sessions:
+                    return worker
+            if awake:
+                return None
         best: Worker | None = None
         least = 0.0
         ahead = 1 if self.queued_items >= MIN_AHEAD_ITEMS else 0
@@ -567,7 +601,7 @@ class Dispatcher:
         idle = 0
         for worker in self._workers:
             idle += max(0, worker.sessions - worker.outstanding)
-        if idle > 1:  # spread what is there over those that have nothing to do
+        if idle > 1 and not self._stays():  # spread what is there over those that have nothing to do
             target = min(target, -(-queue.items // idle))
         room = max(1, min(target, self._settings.max_slice_items))
         parts: list[Part] = []

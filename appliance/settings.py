@@ -95,6 +95,7 @@ class SignerSettings:
     bulk_share: int = _limited(4, 2, 1_000)
     start_stagger_ms: float = _limited(150.0, 0, 60_000)
     max_restart_delay_s: float = _limited(0.5, 0.05, 600)
+    spin_us: int = _limited(0, 0, 10_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,12 @@ MAX_PRELOADED_KEYS: Final = 256
 """Keys used last are loaded by a new worker before it is asked for them; others when they are."""
 FIRST_RESTART_DELAY_S: Final = 0.1
 TOKEN_DOWN_RETRY_MS: Final = 500
+CROWDED_S: Final = 1e-3
+"""A processor that is given back no sooner is one that others compute on."""
+CROWDED_PAUSE_S: Final = 1.0
+"""So long it is not asked for again: yielding to others then costs at most some thousandths of the time."""
+SOON_SPINS: Final = 4
+"""The front looks out for an answer that is due within so many times ``spin_us``, and sleeps until a later one."""
 
 
 class Occasion(Protocol):
@@ -107,10 +113,11 @@ class SignerWorker(asyncio.Protocol):
         slot = self.slots[piece.key]
         if piece.form is _DIGESTS and len(body) == 1:
             self._write(_frames.pack_slice(sequence, slot, piece.count, body[0]))
-            return
-        form = _FORMS[piece.form]
-        head = link.pack_sign_head(sequence, slot, form, piece.count, sum(map(len, body)))
-        self._write(b"".join((head, *body)))
+        else:
+            form = _FORMS[piece.form]
+            head = link.pack_sign_head(sequence, slot, form, piece.count, sum(map(len, body)))
+            self._write(b"".join((head, *body)))
+        self.pool.look_out(piece.count)
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -155,9 +162,9 @@ class SignerWorker(asyncio.Protocol):
         """Ask it to end."""
         self._write(link.pack_json(link.Kind.STOP, self._next(), {}))
 
-    def start(self, profile: TokenProfile, pin: bytes) -> None:
+    def start(self, profile: TokenProfile, pin: bytes, spin_us: int) -> None:
         """The first two frames: how to speak to the module, and the PIN."""
-        document = {"profile": profile.to_mapping(), "worker": self.index}
+        document = {"profile": profile.to_mapping(), "worker": self.index, "spin_us": spin_us}
         self._write(link.pack_json(link.Kind.START, self._next(), document))
         self._write(link.pack_frame(link.Kind.PIN, self._next(), pin))
 
@@ -336,6 +343,9 @@ class SignerPool:
         self._retry_now = asyncio.Event()
         self._stopping = False
         self._recent_keys: OrderedDict[str, None] = OrderedDict()
+        self._is_looking = False  # `_look` is scheduled
+        self._look_until = 0.0
+        self._sleep_until = 0.0  # the processor is wanted by others until then
         self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key)
 
     # What the pipeline sees -----------------------------------------------------------------------------
@@ -497,6 +507,36 @@ class SignerPool:
         self.dispatcher.slice_refused(worker, piece, error)
         self.dispatcher.pump()
 
+    def look_out(self, items: int) -> None:
+        """An answer to so many items is due. Where that is soon, the loop does not sleep until it is there.
+
+        To wake the front would cost the worker more than its answer does, and on a virtual machine a processor that
+        sleeps takes longer to wake than a signature takes.
+        """
+        spin_s = self._settings.spin_us / 1e6
+        due_s = items * self.dispatcher.item_s
+        if due_s > SOON_SPINS * spin_s:
+            return
+        now = self._clock()
+        self._look_until = now + due_s + spin_s
+        if not self._is_looking and now >= self._sleep_until:
+            self._is_looking = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """Have the loop look at its sockets again, at once; whoever else wants the processor has it first.
+
+        Where somebody keeps it for long, looking out is no use: who yields waits for his turn with all of them.
+        """
+        now = self._clock()
+        if self.dispatcher.inflight_items and now < self._look_until:
+            os.sched_yield()
+            if self._clock() - now < CROWDED_S:
+                asyncio.get_running_loop().call_soon(self._look)
+                return
+            self._sleep_until = now + CROWDED_PAUSE_S
+        self._is_looking = False
+
     # Supervision ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -533,6 +573,7 @@ class SignerPool:
         while not self._stopping:
             await asyncio.sleep(TICK_S)
             self.dispatcher.expire()
+            self.dispatcher.pump()  # whatever waits for a busy worker that hangs
             now = self._clock()
             for worker in self._workers:
                 if worker.hangs(now, self._settings.slice_deadline_s):
@@ -642,7 +683,7 @@ class SignerPool:
             process.kill()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: worker, sock=ours)
-        worker.start(self.profile, pin)
+        worker.start(self.profile, pin, self._settings.spin_us)
 
     def note_failure(self, worker: SignerWorker, document: dict[str, Any]) -> None:
         """A worker says why it ends."""

@@ -25,7 +25,8 @@ Front to worker:
 ====  ============  ====================================================================================
 kind  name          payload
 ====  ============  ====================================================================================
-1     START         JSON ``{profile, worker}``: a ``TokenProfile.to_mapping()``, the worker's index
+1     START         JSON ``{profile, worker, spin_us?}``: a ``TokenProfile.to_mapping()``, the worker's
+                    index, and for how long it looks for its next slice before it sleeps (0)
 2     PIN           the PIN's bytes; follows START; empty for a token with a protected path of its own
 3     LOAD_KEY      JSON ``{id, challenge, algorithm?}``: CKA_ID and 32 random bytes, both hex
 4     SIGN          slot u32 | form u8 | 3 zero bytes | count u32, then for form 0 (digests) count × 32

@@ -50,6 +50,8 @@ MAX_KEPT_BUFFER_LEN: Final = 4 * 1024 * 1024
 """Holds 65,536 digests. A buffer that had to grow past it for long messages is given back after use."""
 MAX_KEY_ID_LEN: Final = 64
 """CKA_ID has no limit of its own; ours are 16 bytes, and other software's are a hash at most."""
+MAX_SPIN_US: Final = 10_000
+"""A worker that spins for longer than its slowest slice takes is a worker that never sleeps."""
 MAX_LABEL_LEN: Final = 255
 MAX_PIN_LEN: Final = 255
 """No token we know takes more; the limit bounds the buffer."""
@@ -131,7 +133,8 @@ class Worker:
     that ``_keys`` has.
     """
 
-    def __init__(self, wire: Link, token: Token) -> None:
+    def __init__(self, wire: Link, token: Token, spin_us: int = 0) -> None:
+        self._spin_us = spin_us
         self._wire = wire
         self._token = token
         self._keys: dict[int, LoadedKey] = {}
@@ -160,6 +163,7 @@ class Worker:
             lane.session.handle,
             buffer_len=FIRST_BUFFER_LEN,
             max_kept_len=MAX_KEPT_BUFFER_LEN,
+            spin_us=self._spin_us,
         )
         while True:
             try:
@@ -366,13 +370,14 @@ def _receive_small(wire: Link, expected: Kind, max_len: int) -> tuple[int, bytea
     return header.sequence, payload
 
 
-def _open(wire: Link) -> tuple[int, Token]:
-    """Read START and PIN, open the token and log in; START's sequence and the token."""
+def _open(wire: Link) -> tuple[int, Token, int]:
+    """Read START and PIN, open the token and log in; START's sequence, the token, and for how long to spin."""
     sequence, start = _receive_small(wire, Kind.START, FIRST_BUFFER_LEN)
     _, pin = _receive_small(wire, Kind.PIN, MAX_PIN_LEN)
     try:
         fields = link.unpack_json(start)
         _batch.confine(f"seal-signer {link.take_number(fields, 'worker', MAX_WORKERS - 1)}")
+        spin_us = link.take_number(fields, "spin_us", MAX_SPIN_US) if "spin_us" in fields else 0
         profile = TokenProfile.from_mapping(fields.get("profile"))
         os.environ.update(profile.environment or {})
         token = Token.open(profile)
@@ -381,7 +386,7 @@ def _open(wire: Link) -> tuple[int, Token]:
         raise StartError("profile", "", str(error), fatal=True) from error
     finally:
         pin[:] = bytes(len(pin))
-    return sequence, token
+    return sequence, token, spin_us
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -399,9 +404,9 @@ def main(arguments: list[str]) -> NoReturn:
     threading.excepthook = _die_of_a_bug
     sys.unraisablehook = _say_in_a_line
     try:
-        sequence, token = _open(wire)
+        sequence, token, spin_us = _open(wire)
         wire.send(link.pack_json(Kind.READY, sequence, token.describe()))
-        Worker(wire, token).serve()
+        Worker(wire, token, spin_us).serve()
         token.module.finalize()
     except _Gone:
         _exit(Exit.STOPPED)

@@ -26,8 +26,10 @@ def ends():
         yield front, worker
 
 
-def new_server(worker, buffer_len=BUFFER_LEN, max_kept_len=4 * BUFFER_LEN):
-    return _batch.Server(worker.fileno(), 1, buffer_len=buffer_len, max_kept_len=max_kept_len)
+def new_server(worker, buffer_len=BUFFER_LEN, max_kept_len=4 * BUFFER_LEN, spin_us=20):
+    return _batch.Server(
+        worker.fileno(), 1, buffer_len=buffer_len, max_kept_len=max_kept_len, spin_us=spin_us
+    )
 
 
 @given(

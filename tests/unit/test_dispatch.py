@@ -16,6 +16,8 @@ from appliance.dispatch import (
     FIRST_GUESS_ITEM_S,
     INTERACTIVE_MAX_ITEMS,
     MIN_AHEAD_ITEMS,
+    STAY_PATIENCE_S,
+    STAY_S,
     Dispatcher,
     Slice,
     Work,
@@ -219,9 +221,9 @@ def test_what_arrives_while_all_are_busy_travels_together() -> None:
         rig.dispatcher.pump()
     works += [rig.submit() for _ in range(40)]
     rig.dispatcher.pump()
-    first = [piece.count for piece in rig.sent]
-    assert first == [1, 41], "one slice ahead, for enough wait"
+    assert [piece.count for piece in rig.sent] == [1, 1], "one slice ahead"
     rig.answer(rig.workers[0])
+    assert [piece.count for piece in rig.sent] == [1, 1, 40]
     rig.run()
     for work in works:
         check_signed(work)
@@ -230,7 +232,10 @@ def test_what_arrives_while_all_are_busy_travels_together() -> None:
 
 def test_a_slice_is_given_ahead_only_where_enough_waits() -> None:
     rig = Rig(1, sessions=3)
-    for _ in range(3 + MIN_AHEAD_ITEMS - 1):
+    rig.submit()
+    rig.dispatcher.pump()
+    rig.clock.now += 2 * STAY_PATIENCE_S
+    for _ in range(2 + MIN_AHEAD_ITEMS - 1):
         rig.submit()
         rig.dispatcher.pump()
     assert len(rig.workers[0].slices) == 3
@@ -239,6 +244,43 @@ def test_a_slice_is_given_ahead_only_where_enough_waits() -> None:
     assert [piece.count for piece in rig.workers[0].slices] == [1, 1, 1, MIN_AHEAD_ITEMS]
     rig.run()
     rig.check_idle()
+
+
+def test_little_work_stays_with_the_worker_that_is_awake() -> None:
+    rig = Rig(2)
+    little = int(STAY_S / FIRST_GUESS_ITEM_S)
+    for _ in range(little - 1):
+        rig.submit()
+        rig.dispatcher.pump()
+    assert [piece.count for piece in rig.workers[0].slices] == [1, 1]
+    assert not rig.workers[1].slices
+    rig.submit()
+    rig.dispatcher.pump()
+    assert [piece.count for piece in rig.workers[1].slices] == [little - 2], "it is not little any more"
+    rig.run()
+    rig.check_idle()
+
+
+def test_a_worker_that_does_not_answer_is_not_waited_for() -> None:
+    rig = Rig(2)
+    for _ in range(3):
+        rig.submit()
+        rig.dispatcher.pump()
+    assert not rig.workers[1].slices
+    rig.clock.now += 2 * STAY_PATIENCE_S
+    rig.dispatcher.pump()
+    assert [piece.count for piece in rig.workers[1].slices] == [1]
+
+
+def test_before_a_slow_token_nothing_waits_for_a_worker_that_is_awake() -> None:
+    rig = Rig(2)
+    rig.submit()
+    rig.dispatcher.pump()
+    rig.answer(rig.workers[0], item_s=0.02)
+    for _ in range(2):
+        rig.submit()
+        rig.dispatcher.pump()
+    assert [len(worker.slices) for worker in rig.workers] == [1, 1]
 
 
 def test_a_batch_is_spread_over_idle_workers() -> None:
