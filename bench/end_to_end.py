@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peers
 import uvloop
 import yaml
 from report import Measurement, percentile
@@ -30,6 +31,7 @@ from appliance import wire
 from appliance.client import Client
 
 START_S = 30
+LOAD_WARM_S = 0.1
 KEY = "bench"
 ACCOUNT = "bench"
 
@@ -118,6 +120,27 @@ def singles(appliance: Appliance, seconds: float, *, connections: int = 1, in_fl
             )
 
     return uvloop.run(run())
+
+
+def called(
+    appliance: Appliance,
+    program: Path,
+    seconds: float,
+    *,
+    callers: int = 1,
+    in_flight: int = 1,
+    rate: float = 0.0,
+    seed: int = 1,
+) -> Measurement:
+    """Requests of one item each by ``load.c``: a closed loop, or with ``rate`` an open one on one connection."""
+    options = [f"--socket={appliance.address.removeprefix('unix:')}", f"--account={ACCOUNT}", f"--key={KEY}"]
+    options += [f"--callers={callers}", f"--in-flight={in_flight}", f"--rate={rate}", f"--seed={seed}"]
+    cpu_before = appliance.cpu_s()
+    found = peers.load(program, seconds, *options, f"--warm={LOAD_WARM_S}")
+    cpu_after = appliance.cpu_s()
+    done = found["signatures"] * (1 + LOAD_WARM_S / seconds)  # what it warmed up with cost time as well
+    costs = {f"{name}_us": round((cpu_after[name] - cpu_before[name]) / done * 1e6, 2) for name in cpu_after}
+    return {**found, **costs}
 
 
 def batches(appliance: Appliance, seconds: float, *, items: int, in_flight: int = 8) -> Measurement:

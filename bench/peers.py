@@ -60,11 +60,34 @@ def build_raw_loop(folder: Path) -> Path:
     return program
 
 
+def build_load(folder: Path) -> Path:
+    """Compile ``load.c`` into ``folder``."""
+    program = folder / "load"
+    command = [os.environ.get("CC", "cc"), "-O2", "-Wall", "-Wextra", "-o", program, HERE / "load.c"]
+    subprocess.run([*command, "-lpthread", "-lm"], check=True)
+    return program
+
+
+def load(program: Path, seconds: float, *options: str) -> Measurement:
+    """``load.c`` with these options: a caller in C."""
+    return _run([str(program), f"--seconds={seconds}", *options], {})
+
+
 def raw_loop(
-    program: Path, target: Target, seconds: float, *, threads: int = 1, processes: int = 1, batch: int = 0
+    program: Path,
+    target: Target,
+    seconds: float,
+    *,
+    threads: int = 1,
+    processes: int = 1,
+    batch: int = 0,
+    pause_us: int = 0,
 ) -> Measurement:
-    """The raw C loop on the module; with ``batch``, on its batch interface with so many items a call."""
-    callers = [f"--threads={threads}", f"--processes={processes}", f"--batch={batch}"]
+    """The raw C loop on the module; with ``batch``, on its batch interface with so many items a call.
+
+    With ``pause_us`` it rests between two calls, and the percentiles are those of a call that comes alone.
+    """
+    callers = [f"--threads={threads}", f"--processes={processes}", f"--batch={batch}", f"--pause={pause_us}"]
     return _run([str(program), *target.arguments(seconds), *callers], target.environment)
 
 

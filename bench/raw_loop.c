@@ -1,12 +1,13 @@
 /* The yardstick: C_SignInit and C_Sign on a PKCS#11 module in a loop, with nothing around them.
  *
  *     raw_loop --module M --token LABEL --pin-file F --key-id HEX --mechanism N
- *              [--seconds S] [--threads N] [--processes N] [--batch N]
+ *              [--seconds S] [--threads N] [--processes N] [--batch N] [--pause US]
  *
  * Prints one JSON object: signatures per second over all threads and processes, processor time per signature, and
  * percentiles of one call pair in microseconds. With --batch it calls C_SignBatch of the vendor interface instead
- * (pkcs11/native/BATCH.md), N digests a call, and the percentiles are those of one such call. The PIN is read from a
- * file, so that it stands in no argument list.
+ * (pkcs11/native/BATCH.md), N digests a call, and the percentiles are those of one such call. With --pause it sleeps
+ * between two calls: the percentiles are then those of a call that comes alone, on a processor that has slept. The PIN
+ * is read from a file, so that it stands in no argument list.
  *
  * - Processes are forked before the module is loaded, and open it one after the other: SoftHSM2 fails when several
  *   initialise at once. All start signing together.
@@ -49,6 +50,7 @@ typedef struct {
     CK_ULONG mechanism;
     double seconds;
     int threads, processes, batch;
+    useconds_t pause_us;
 } Options;
 
 typedef struct {
@@ -168,6 +170,10 @@ static void *call_until_time_is_up(void *argument)
         uint64_t after = now_ns(), step = (after - before) / STEP_NS;
         result->latencies[step < STEPS ? step : STEPS - 1]++;
         before = after;
+        if (caller->options->pause_us) {
+            usleep(caller->options->pause_us);
+            before = now_ns();
+        }
     }
     result->elapsed_ns = before - started_at;
     result->cpu_ns = read_ns(CLOCK_THREAD_CPUTIME_ID) - cpu_before_ns;
@@ -283,7 +289,7 @@ static Options read_options(int argc, char **argv)
     static const struct option known[] = {
         {"module", 1, NULL, 'm'},  {"token", 1, NULL, 't'},   {"pin-file", 1, NULL, 'f'},  {"key-id", 1, NULL, 'k'},
         {"seconds", 1, NULL, 's'}, {"threads", 1, NULL, 'n'}, {"processes", 1, NULL, 'p'}, {"mechanism", 1, NULL, 'c'},
-        {"batch", 1, NULL, 'b'},   {NULL, 0, NULL, 0},
+        {"batch", 1, NULL, 'b'},   {"pause", 1, NULL, 'w'},  {NULL, 0, NULL, 0},
     };
     Options options = {.seconds = 3, .threads = 1, .processes = 1};
     int option;
@@ -297,6 +303,7 @@ static Options read_options(int argc, char **argv)
         case 'n': options.threads = atoi(optarg); break;
         case 'p': options.processes = atoi(optarg); break;
         case 'b': options.batch = atoi(optarg); break;
+        case 'w': options.pause_us = (useconds_t)atoi(optarg); break;
         case 'c': options.mechanism = strtoul(optarg, NULL, 0); break;
         default: die("unknown option");
         }

@@ -3,6 +3,11 @@
 The scenarios of a token take turns, so that whatever else the machine does hits all of them alike; what is reported is
 the median round. A ratio is to the raw C loop that the scenario competes with, in the same run.
 
+A caller shares the cores with what it calls. Single requests are therefore asked for by callers in C (``load.c``), as
+p11-kit's server is (the raw loop through its client module), and by the Python client in rows of their own. p11-kit's
+"8 callers" are eight threads of one process, which its client module lets share one connection; eight processes have a
+connection each, and a process of the server's each.
+
 What is left out, and why: p11-kit's server answers ``CKR_MECHANISM_INVALID`` to SM2's numbers, for it carries only
 mechanisms that it knows; python-pkcs11 takes mechanisms from a closed list, in which they are missing too.
 """
@@ -42,6 +47,17 @@ BATCHES = (64, 256, 1_024, 4_096)
 RAW_BATCH_ITEMS = 1_024
 
 
+def called(daemon: Appliance, program: Path, name: str = "cloud-seal") -> Iterator[Scenario]:
+    """The same by callers in C (``load.c``), as p11-kit's server and the raw loop are called."""
+
+    def call(**shape: int) -> Callable[[float], Measurement]:
+        return lambda seconds: end_to_end.called(daemon, program, seconds, **shape)
+
+    yield Scenario(f"{name}, called from C, 1 connection, 1 request", call(), RAW_1)
+    yield Scenario(f"{name}, called from C, 8 connections, 1 request each", call(callers=8), RAW_1)
+    yield Scenario(f"{name}, called from C, 1 connection, 64 requests", call(in_flight=64), RAW_1)
+
+
 def singles(daemon: Appliance, name: str = "cloud-seal") -> Iterator[Scenario]:
     """Requests of one item: callers that wait for each answer, and one that does not."""
 
@@ -73,7 +89,7 @@ def verifications(daemon: Appliance) -> Scenario:
 
 
 @contextmanager
-def p256_on_softhsm(program: Path) -> Iterator[list[Scenario]]:
+def p256_on_softhsm(program: Path, load: Path) -> Iterator[list[Scenario]]:
     """ECDSA P-256 on SoftHSM2, two workers."""
     with ExitStack() as stack:
         token = stack.enter_context(tokens.softhsm())
@@ -93,6 +109,8 @@ def p256_on_softhsm(program: Path) -> Iterator[list[Scenario]]:
             Scenario("python-pkcs11, 1 process", lambda seconds: peers.binding(target, seconds), RAW_1),
             Scenario("p11-kit server, 1 caller", kit(), RAW_1),
             Scenario("p11-kit server, 8 callers", kit(threads=8), RAW_2),
+            Scenario("p11-kit server, 8 callers, a connection each", kit(processes=8), RAW_2),
+            *called(daemon, load),
             *singles(daemon),
             *batches(daemon, RAW_2),
             verifications(daemon),
@@ -100,7 +118,7 @@ def p256_on_softhsm(program: Path) -> Iterator[list[Scenario]]:
 
 
 @contextmanager
-def sm2_on_firmware_sim(program: Path) -> Iterator[list[Scenario]]:
+def sm2_on_firmware_sim(program: Path, load: Path) -> Iterator[list[Scenario]]:
     """SM2 on the simulated HSM: a daemon with plain calls and one with the batch interface, two workers each."""
     with ExitStack() as stack:
         token = stack.enter_context(tokens.firmware_sim())
@@ -122,6 +140,7 @@ def sm2_on_firmware_sim(program: Path) -> Iterator[list[Scenario]]:
                 RAW_1,
             ),
             Scenario(RAW_BATCH, raw(processes=2, batch=RAW_BATCH_ITEMS), RAW_BATCH),
+            *called(plain, load, "cloud-seal, plain"),
             *singles(plain, "cloud-seal, plain"),
             *batches(plain, RAW_2, "cloud-seal, plain"),
             *singles(vendor),
@@ -137,10 +156,10 @@ def measure(rounds: int, seconds: float) -> dict[str, dict[str, Measurement]]:
     """Token -> scenario -> its median round."""
     results: dict[str, dict[str, Measurement]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        program = peers.build_raw_loop(Path(folder))
+        program, load = peers.build_raw_loop(Path(folder)), peers.build_load(Path(folder))
         for token, open_token in TOKENS.items():
             print(f"{token}", flush=True)
-            with open_token(program) as rows:
+            with open_token(program, load) as rows:
                 taken: dict[str, list[Measurement]] = {row.name: [] for row in rows}
                 for _ in range(rounds):
                     for row in rows:
