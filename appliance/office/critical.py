@@ -8,6 +8,7 @@ Rules:
 
 * Waking a dormant seal is its fresh application (003 §12): its year begins anew.
 * A person cancels with the reasons of 003 §18; ``changed`` and ``not collected`` come about by themselves.
+* A custodian proposes grants on the seals that he or she keeps, and on no other's.
 * A password that is to be reset is hashed when it is proposed. The hash is kept with the proposal and shown to nobody,
   and the reset is told to the public security in the transaction that does it (004 §3.4).
 * A key is destroyed only where no seal can ever be used with it again: the seal's life has ended, or it is a key of an
@@ -44,6 +45,7 @@ from appliance.lifecycle import (
     transition,
 )
 from appliance.office import filing
+from appliance.office.acts import check_custodian
 from appliance.office.desk import MAX_TEXT_LEN, Desk, check_within_validity, instant, moment_of, printable
 from appliance.office.ending import Ending
 from appliance.office.keys import SealKeys
@@ -188,6 +190,7 @@ class Critical:
     async def _check_granting(
         self, officer: Officer, seal: Seal, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
+        _check_keeps(officer, seal)
         if seal.state not in GRANTABLE:
             raise Conflict(
                 f"a seal that is {seal.state.value} is granted to nobody",
@@ -231,6 +234,7 @@ class Critical:
     async def _check_revoking(
         self, officer: Officer, seal: Seal, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
+        _check_keeps(officer, seal)
         no_more(arguments, "account")
         account = text_argument(arguments, "account", MAX_NAME_LEN)
         if await self._desk.call(self._grants.grant, account, seal.id) is None:
@@ -339,6 +343,11 @@ class Critical:
 
 def _reason(arguments: Mapping[str, Any]) -> str:
     return printable(text_argument(arguments, "reason", MAX_TEXT_LEN), "a reason", 1, MAX_TEXT_LEN)
+
+
+def _check_keeps(officer: Officer, seal: Seal) -> None:
+    if Role.SECURITY not in officer.roles:
+        check_custodian(seal, officer)
 
 
 def _check_has_password(seal: Seal) -> None:

@@ -7,6 +7,8 @@ Rules:
 
 * Who proposed never approves, whatever his roles. The registry decides: of two who approve at once one is first, and
   only that one's approval has the act done.
+* Both want it at the moment it is approved: what an officer proposed who was disabled since, or has no role for it any
+  more, is approved by nobody.
 * Arguments are looked at when they are proposed, and kept as they were understood. Whether the seal's state allows the
   act is looked at then, and again when it is done.
 * What was approved is done at once. Where that fails for good (``RequestError`` and the like) the proposal has failed,
@@ -103,10 +105,12 @@ class Proposals:
                 "another officer approves this proposal at this moment", hint="look at what became of it"
             )
         self._executing.add(proposal_id)
-        return await self._desk.finish(self._approve(officer, proposal_id))
+        return await self._desk.finish(self._approve(officer, proposal))
 
-    async def _approve(self, officer: Officer, proposal_id: str) -> Proposal:
+    async def _approve(self, officer: Officer, proposal: Proposal) -> Proposal:
+        proposal_id = proposal.id
         try:
+            await self._check_proposer(proposal)
             decided = await self._desk.call(
                 self._people.decide, proposal_id, ProposalState.APPROVED, officer.name, self._desk.instant()
             )
@@ -114,6 +118,14 @@ class Proposals:
             return await self._execute(decided)
         finally:
             self._executing.discard(proposal_id)
+
+    async def _check_proposer(self, proposal: Proposal) -> None:
+        proposer = await self._desk.call(self._people.officer, proposal.proposed_by)
+        if proposer.disabled or not proposer.roles & PROPOSERS[proposal.act]:
+            raise Conflict(
+                f"officer {proposer.name!r}, who proposed this, may not any more",
+                hint="reject it; who still wants it proposes it anew",
+            )
 
     async def reject(self, officer: Officer, proposal_id: str, reason: str) -> Proposal:
         """Another officer does not want it."""

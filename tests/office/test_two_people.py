@@ -18,6 +18,7 @@ from appliance.lifecycle import (
     CriticalAct,
     Operation,
     ProposalState,
+    Role,
     Seal,
     State,
 )
@@ -84,6 +85,27 @@ def test_roles(rig: MakeRig, act: CriticalAct) -> None:
                 if not officer.roles & APPROVERS[CriticalAct.CANCEL]:
                     with pytest.raises(Denied, match="may not"):
                         await one.office.approve(officer, proposal.id)
+
+    run(test())
+
+
+@pytest.mark.parametrize("changed", ["disabled", "other roles"])
+def test_who_proposed_and_may_not_any_more(rig: MakeRig, changed: str) -> None:
+    """Two people want it at the moment it is approved, not one and somebody who was turned away since."""
+
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.active()
+            proposal = await one.office.propose(one["guard"], CriticalAct.CANCEL, seal.id, CANCEL)
+            if changed == "disabled":
+                await one.office.set_officer_disabled(0, "guard", True)
+            else:
+                await one.office.set_officer_roles(0, "guard", [Role.MAKER])
+            with pytest.raises(Conflict, match="guard"):
+                await one.office.approve(one["guard-2"], proposal.id)
+            assert (await one.seal(seal)).state is State.ACTIVE
+            rejected = await one.office.reject(one["guard-2"], proposal.id, "guard has left")
+            assert rejected.state is ProposalState.REJECTED
 
     run(test())
 
@@ -351,6 +373,17 @@ def test_a_grant_on_an_official_seal_and_back(rig: MakeRig) -> None:
                 await one.office.propose(one["guard"], CriticalAct.REVOKE, seal.id, {"account": "approval"})
             with pytest.raises(NotFound):
                 await one.office.propose(one["guard"], CriticalAct.GRANT, seal.id, {"account": "nobody"})
+
+    run(test())
+
+
+def test_the_custodian_of_another_seal_proposes_nothing_about_this_ones_grants(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.active()
+            for act in (CriticalAct.GRANT, CriticalAct.REVOKE):
+                with pytest.raises(Denied, match="custodian is 'keeper'"):
+                    await one.office.propose(one["keeper-2"], act, seal.id, {"account": "approval"})
 
     run(test())
 
