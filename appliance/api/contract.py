@@ -35,12 +35,16 @@ from appliance.errors import BadRequest
 METHODS: Final = ("get", "post", "put", "delete")
 MAX_BODY_LEN: Final = 65_536
 """Where an operation does not say otherwise (``x-max-body-len``): a handful of short fields."""
+MAX_PARTS: Final = 10_000
+"""Fields and items of a body, by the marks that begin or divide them: no operation takes a thousand, and millions of
+them hold the event loop for seconds and fill memory."""
 MAX_SHOWN_LEN: Final = 60
 """So much of a wrong value is shown: enough to find it, too little to fill a log."""
 ADMINISTRATOR: Final = "administrator"
 _DOCUMENT: Final = "urn:openapi"
 _WHERE_TO_LOOK: Final = "GET /api/v1/openapi.json says what each field takes"
 
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _formats: Final = FormatChecker(formats=())
 
 
@@ -254,6 +258,10 @@ class Contract:
 
 def parse_json(raw: bytes) -> Any:
     """The JSON value, else ``BadRequest``."""
+    if sum(raw.count(mark) for mark in b"[{,") > MAX_PARTS:
+        raise BadRequest(
+            f"the body has more than {MAX_PARTS} fields and list items", hint="split it into several requests"
+        )
     try:
         value = json.loads(
             raw, parse_constant=_no_constant, parse_float=_number, object_pairs_hook=_object_of_pairs
@@ -293,7 +301,7 @@ def _check_text(value: Any, where: str) -> None:
             waiting += [*one.keys(), *one.values()]
         elif isinstance(one, list):
             waiting += one
-        elif isinstance(one, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in one):
+        elif isinstance(one, str) and _NO_TEXT.search(one):
             raise BadRequest(
                 f"{where}: the character NUL or half a surrogate pair is no text", hint="leave it out"
             )
@@ -401,6 +409,7 @@ def _shown(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in value)
-        return repr(text if len(text) <= MAX_SHOWN_LEN else f"{text[:MAX_SHOWN_LEN]}…")
+        begin = value[:MAX_SHOWN_LEN]
+        text = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in begin)
+        return repr(text if len(value) <= MAX_SHOWN_LEN else f"{text}…")
     return json.dumps(value)[:MAX_SHOWN_LEN]

@@ -35,20 +35,21 @@ class Allowance:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (left, as of)
 
     @contextmanager
-    def take(self, address: str) -> Iterator[None]:
-        """One request, counted until it is answered; ``Busy`` where it is too much."""
+    def place(self) -> Iterator[None]:
+        """For one request, until it is answered; ``Busy`` where all are taken."""
         if self._free <= 0:
             raise Busy(
                 "too many requests without credentials at once", hint="try again", retry_after_ms=1_000
             )
-        self._count(_network(address))
         self._free -= 1
         try:
             yield
         finally:
             self._free += 1
 
-    def _count(self, address: str) -> None:
+    def count(self, address: str) -> None:
+        """One request from there; ``Busy`` where those are too many."""
+        address = _network(address)
         now = self._clock()
         left, as_of = self._buckets.pop(address, (float(self._per_minute), now))
         left = min(float(self._per_minute), left + (now - as_of) * self._per_minute / 60)

@@ -39,7 +39,7 @@ class People:
 
     async def open_session(self, call: Call) -> Reply:
         officer = await self._office.login(call.body["officer"], call.body["password"], call.caller.address)
-        token, session = self._sessions.open(officer.name)
+        token, session = self._sessions.open(officer.name, officer.password_hash)
         return Reply({"token": token, **self._session(officer, session)}, 201)
 
     async def read_session(self, call: Call) -> Reply:

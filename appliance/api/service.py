@@ -6,12 +6,14 @@ Not for: what an operation does.
 Rules:
 
 * Credentials come before the body is read. Officers send a token, accounts a password with each request; operations
-  for the machine's administrator answer on the officers' socket only, whose peers the kernel has named.
+  for the machine's administrator answer on the officers' socket only, whose peers the kernel has named. Who an
+  officer is and may do is looked up after the body, which may have been long in coming.
 * A body has a limit and a time to arrive; no compressed one is taken: a few bytes of it stand for any number.
 * Every refusal is a ``Problem`` with a hint. Nothing of a body, a header or a token is logged.
 * HTTP's own statuses (405, 408, 413, 415) carry the problem ``bad_request``.
 
-Security note: the public operations are rate-limited by address (``limits``); a connection that asks nothing is closed.
+Security note: the public operations are rate-limited by address (``limits``), before anything of a request is
+read or taken apart, for that is done on the loop that signs; a connection that asks nothing is closed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from appliance.api.sessions import Sessions
 from appliance.errors import (
     ApplianceError,
     BadRequest,
+    Busy,
     ConfigError,
     Denied,
     NotAuthenticated,
@@ -54,6 +57,8 @@ STATE_UNKNOWN_EXIT: Final = 70
 """EX_SOFTWARE of sysexits: systemd starts us anew, and that is the repair."""
 MAX_QUERY_LEN: Final = 4_096
 """Filters and a cursor; the server's own limit for the whole line is twice that."""
+MAX_BODIES_LEN: Final = 128 << 20
+"""Bytes of requests without credentials that may be coming in at a time; a few of the longest."""
 DOOR_TICK_S: Final = 1.0
 """How often connections are looked at that have not asked anything."""
 GENERAL_HINT: Final = "GET /api/v1/openapi.json says what this operation takes and who may ask for it"
@@ -153,6 +158,7 @@ class Service:
         self._credentials = credentials
         self._allowance = allowance
         self._settings = settings
+        self._bodies_len = 0  # of strangers' bodies that are coming in; the event loop alone touches it
 
     def application(self) -> web.Application:
         """The operations under their paths, without the base path of the document."""
@@ -167,10 +173,16 @@ class Service:
 
         async def enter(request: web.Request) -> web.Response:
             try:
-                call = await self._admit(operation, request)
-                if operation.credentials or operation.administrator or call.caller.uid is not None:
+                caller = _caller(request)
+                is_stranger = not (operation.credentials or operation.administrator or caller.uid is not None)
+                if is_stranger:
+                    self._allowance.count(
+                        caller.address
+                    )  # before the body: what is refused for it counts too
+                call = await self._admit(operation, request, caller)
+                if not is_stranger:
                     return _response(await handler(call))
-                with self._allowance.take(call.caller.address):
+                with self._allowance.place():
                     return _response(await handler(call))
             except NotAuthenticated as error:
                 scheme = "Basic" if "account" in operation.credentials else "Bearer"
@@ -178,9 +190,8 @@ class Service:
 
         return enter
 
-    async def _admit(self, operation: Operation, request: web.Request) -> Call:
+    async def _admit(self, operation: Operation, request: web.Request, caller: Caller) -> Call:
         """The request, checked: who asks, then what."""
-        caller = _caller(request)
         if operation.administrator and caller.uid is None:
             raise Denied(
                 f"{operation.id}: only for the administrator of this machine",
@@ -189,15 +200,28 @@ class Service:
         officer, account, token = None, None, ""
         if "session" in operation.credentials:
             token = _bearer(request)
-            officer = await self._credentials.officer(self._credentials.sessions.find(token).officer)
+            self._credentials.sessions.find(token)  # nobody else makes us read a body
         elif "account" in operation.credentials:
             account = await self._credentials.account(*_basic(request), caller)
         if len(request.rel_url.raw_query_string) > MAX_QUERY_LEN:
             raise BadRequest(f"the query is longer than {MAX_QUERY_LEN} characters", hint=GENERAL_HINT)
         values = self._contract.read_parameters(operation, request.match_info, request.query.items())
         raw = await self._read(operation, request)
+        if token:
+            # Only now: a body may be long in coming, and whoever was turned away meanwhile sends the end of it in vain.
+            officer = await self._officer(token)
         body = self._contract.read_body(operation, raw) if operation.takes_body else None
         return Call(operation, values, body, caller, officer, account, token)
+
+    async def _officer(self, token: str) -> Officer:
+        """Whose session it is, as the officer is now."""
+        session = self._credentials.sessions.find(token)
+        officer = await self._credentials.officer(session.officer)
+        if (
+            officer.password_hash != session.password_hash
+        ):  # it was changed while this one logged in with the old one
+            raise NotAuthenticated("the officer's password has changed", hint="log in with the new one")
+        return officer
 
     async def _read(self, operation: Operation, request: web.Request) -> bytes:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -205,10 +229,14 @@ class Service:
                 415, BadRequest("a compressed body is not taken", hint="leave out Content-Encoding")
             )
         block = bytearray()
+        counts = not operation.credentials
         try:
             async with asyncio.timeout(self._settings.request_s):
                 async for chunk in request.content.iter_any():
                     block += chunk
+                    self._bodies_len += len(chunk) * counts
+                    if counts and self._bodies_len > MAX_BODIES_LEN:
+                        raise Busy("too many long requests at once", hint="try again", retry_after_ms=1_000)
                     if len(block) > operation.max_body_len:
                         raise _Refused(
                             413,
@@ -223,6 +251,8 @@ class Service:
                     f"the body did not arrive within {self._settings.request_s:g} s", hint="try again"
                 ),
             ) from None
+        finally:
+            self._bodies_len -= len(block) * counts
         if operation.takes_body and request.content_type != "application/json":
             raise _Refused(
                 415, BadRequest("the body is not declared to be JSON", hint="Content-Type: application/json")

@@ -8,7 +8,7 @@ Rules:
 * A token is 256 random bits and bound to nothing that could be guessed. Only its SHA-256 is kept, and looked up: how
   long a look-up takes tells nothing about a token.
 * A session ends when it was not used for a while, when its time is up in any case, at log-out, when the officer is
-  disabled or gets another password, and with the process.
+  disabled or gets another password (also where the log-in was under way at that moment), and with the process.
 * One officer has a few sessions at a time; a further one ends the oldest.
 
 A crash ends all sessions: officers log in again.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from appliance.errors import NotAuthenticated
@@ -31,9 +31,13 @@ MAX_SESSIONS_PER_OFFICER: Final = 16
 
 @dataclass(slots=True)
 class Session:
-    """A log-in. ``idle_end`` moves with each use; both are of the monotonic clock."""
+    """A log-in. ``idle_end`` moves with each use; both are of the monotonic clock.
+
+    ``password_hash`` is that of the password which opened it: a session lives no longer than that.
+    """
 
     officer: str
+    password_hash: str = field(repr=False)
     idle_end: float
     end: float
 
@@ -57,7 +61,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, officer: str) -> tuple[str, Session]:
+    def open(self, officer: str, password_hash: str = "") -> tuple[str, Session]:
         """A new session and its token, which is kept nowhere."""
         now = self._clock()
         self._forget_ended(now)
@@ -65,7 +69,9 @@ class Sessions:
         for key in mine[: max(0, len(mine) - MAX_SESSIONS_PER_OFFICER + 1)]:
             del self._sessions[key]
         token = self._token(TOKEN_LEN)
-        session = Session(officer, min(now + self._idle_s, now + self._ttl_s), now + self._ttl_s)
+        session = Session(
+            officer, password_hash, min(now + self._idle_s, now + self._ttl_s), now + self._ttl_s
+        )
         self._sessions[_key(token)] = session
         return token, session
 

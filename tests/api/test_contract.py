@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,20 @@ def test_what_is_no_json_here(raw: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         parse_json(raw)
     assert caught.value.detail
+
+
+@pytest.mark.parametrize("part", [b"[],", b"{},", b'"",', b"0,"])
+def test_a_body_of_millions_of_parts_is_refused_before_it_is_taken_apart(part: bytes) -> None:
+    """Whoever sent one held up everybody's signing for seconds."""
+    with pytest.raises(BadRequest, match="more than"):
+        parse_json(b"[" + part * 1_000_000 + b"0]")
+
+
+def test_long_text_is_looked_through_fast() -> None:
+    began_at = time.process_time()
+    assert parse_json(b'"' + b"A" * (16 << 20) + b'"')
+    refusal("verifySignature", {"signature": "A" * (16 << 20)})
+    assert time.process_time() - began_at < 1.0, "a loop over each character takes three seconds"
 
 
 ANYTHING = st.recursive(

@@ -16,8 +16,7 @@ class Clock:
 
 
 def take(allowance: Allowance, address: str) -> None:
-    with allowance.take(address):
-        pass
+    allowance.count(address)
 
 
 def test_a_minutes_worth_at_once_and_then_evenly() -> None:
@@ -61,9 +60,10 @@ def test_who_is_one_address(one: str, other: str, same: bool) -> None:
 
 def test_so_many_at_a_time_for_all() -> None:
     allowance = Allowance(100, 2, Clock())
-    with allowance.take("192.0.2.1"), allowance.take("192.0.2.2"), pytest.raises(Busy):
-        take(allowance, "192.0.2.3")
-    take(allowance, "192.0.2.3")
+    with allowance.place(), allowance.place(), pytest.raises(Busy), allowance.place():
+        pass
+    with allowance.place():
+        pass
 
 
 def test_what_is_remembered_is_bounded() -> None:

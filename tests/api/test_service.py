@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 from appliance_fixture import Authority, run, until_async
 
+from appliance.api import service
 from appliance.api.contract import Contract
 from appliance.api.limits import Allowance
 from appliance.api.service import HEADERS, Call, Caller, Credentials, Door, Reply, Service, bind
@@ -49,6 +50,7 @@ DOCUMENT = {
         "/mine/{name}": {
             "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
             "get": operation("readMine"),
+            "post": operation("giveMine", **TAKES),
         },
         "/app": {"get": operation("readApp", security=[{"account": []}])},
         "/admin": {"get": operation("readAdmin", security=[], **{"x-reach": "administrator"})},
@@ -74,6 +76,9 @@ class Handlers:
     async def read_mine(self, call: Call) -> Reply:
         return Reply({"officer": call.actor.name, "name": call.values["name"]})
 
+    async def give_mine(self, call: Call) -> Reply:
+        return Reply({"officer": call.actor.name})
+
     async def read_app(self, call: Call) -> Reply:
         return Reply({"account": call.user.name, "tls": call.caller.is_tls})
 
@@ -90,6 +95,8 @@ class House:
     unix: Path
     sessions: Sessions
     handlers: Handlers
+    strangers: set[str]
+    """Officers who may not log in any more."""
     http: aiohttp.ClientSession
     on_unix: aiohttp.ClientSession
 
@@ -98,8 +105,10 @@ class House:
 async def house(
     tmp_path: Path, settings: ApiSettings = SETTINGS, *, per_minute: int = 1_000
 ) -> AsyncIterator[House]:
+    strangers = {"wang"}
+
     async def officer(name: str) -> Officer:
-        if name != "li":
+        if name in strangers:
             raise NotAuthenticated("gone", hint="ask")
         return LI
 
@@ -110,16 +119,16 @@ async def house(
 
     sessions = Sessions(time.monotonic, secrets.token_urlsafe, 100, 1_000)
     handlers = Handlers()
-    service = Service(
+    made = Service(
         Contract(DOCUMENT),
         [handlers],
         Credentials(sessions, officer, account),
         Allowance(per_minute, 4, time.monotonic),
         settings,
     )
-    door = Door(service, "/api/v1", settings)
+    door = Door(made, "/api/v1", settings)
     root = web.Application()
-    root.add_subapp("/api/v1", service.application())
+    root.add_subapp("/api/v1", made.application())
     runner = web.AppRunner(root, access_log=None)
     await runner.setup()
     path = tmp_path / "s"
@@ -139,6 +148,7 @@ async def house(
                 path,
                 sessions,
                 handlers,
+                strangers,
                 http,
                 on_unix,
             )
@@ -200,6 +210,43 @@ def test_officers_need_a_session(tmp_path: Path) -> None:
             # The officer is looked up anew for each request: one who was disabled is out.
             gone, _ = here.sessions.open("wang")
             header = {"Authorization": f"Bearer {gone}"}
+            await refused(await here.http.get(f"{here.url}/mine/a", headers=header), 401, "not_authenticated")
+
+    run(body())
+
+
+def test_who_is_turned_away_while_a_body_comes_in_does_nothing_any_more(tmp_path: Path) -> None:
+    """Else an officer could keep requests half sent for the day on which he or she is disabled."""
+
+    async def body() -> None:
+        async with house(tmp_path) as here:
+            for turn_away in (here.sessions.close_all, here.strangers.add):
+                token, _ = here.sessions.open("li")
+                asked = asyncio.Event()
+
+                async def slow(
+                    turn_away: Any = turn_away, asked: asyncio.Event = asked
+                ) -> AsyncIterator[bytes]:
+                    yield b"{"
+                    asked.set()
+                    await asyncio.sleep(0.1)
+                    turn_away("li")
+                    yield b"}"
+
+                headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+                answer = await here.http.post(f"{here.url}/mine/a", data=slow(), headers=headers)
+                await refused(answer, 401, "not_authenticated")
+
+    run(body())
+
+
+def test_a_session_opened_with_an_older_password_is_none(tmp_path: Path) -> None:
+    """A log-in that was under way while the password changed."""
+
+    async def body() -> None:
+        async with house(tmp_path) as here:
+            token, _ = here.sessions.open("li", "an older hash")
+            header = {"Authorization": f"Bearer {token}"}
             await refused(await here.http.get(f"{here.url}/mine/a", headers=header), 401, "not_authenticated")
 
     run(body())
@@ -274,6 +321,34 @@ def test_strangers_are_rate_limited_and_those_on_the_socket_are_none(tmp_path: P
             assert int(problem["headers"]["Retry-After"]) >= 1
             for _ in range(5):
                 await document(await here.on_unix.get("http://x/api/v1/open"))
+
+    run(body())
+
+
+def test_what_strangers_are_refused_for_counts_too(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with house(tmp_path, per_minute=2) as here:
+            for _ in range(2):
+                await refused(await here.http.post(f"{here.url}/open", json=[]), 400, "bad_request")
+            await refused(await here.http.post(f"{here.url}/open", json=[]), 429, "busy")
+
+    run(body())
+
+
+def test_bodies_of_strangers_that_come_in_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_BODIES_LEN", 1_000)
+
+    async def body() -> None:
+        async with house(tmp_path) as here:
+            await refused(await here.http.post(f"{here.url}/open", json={"a": "x" * 2_000}), 429, "busy")
+            token, _ = here.sessions.open("li")
+            header = {"Authorization": f"Bearer {token}"}
+            await document(
+                await here.http.post(f"{here.url}/mine/a", json={"a": "x" * 2_000}, headers=header)
+            )
+            await document(await here.http.post(f"{here.url}/open", json={"a": 1}))
 
     run(body())
 
