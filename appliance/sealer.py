@@ -10,6 +10,8 @@ Rules:
 * All signatures of a request bear the time at which it was authorised, in UTC.
 * Where everything is known and nothing must be asked of anybody, a request is with the dispatcher before ``seal``
   returns. The loop is never held for longer than hashing a seal once or writing ``INLINE_ITEMS`` values.
+* Where any seal, grant or key of a seal changed while a request was under way, it is looked at again before it is
+  released: once a suspension is answered nothing leaves that the seal signed, however much was waiting.
 * What was allowed and not signed counts against no limit; what was signed for a client that has left does.
 * A bad item does not fail its neighbours. Nothing is released that is not whole: where a time stamp was asked for and
   could not be had, the item failed.
@@ -119,7 +121,17 @@ class StatusReader(Protocol):
 class SealWork(Work):
     """A SEAL on its way. ``block`` is records and pieces of its answer, once it has ended without an error."""
 
-    __slots__ = ("account", "block", "loaded", "on_sealed", "permission", "request", "stamped", "time")
+    __slots__ = (
+        "account",
+        "block",
+        "changes",
+        "loaded",
+        "on_sealed",
+        "permission",
+        "request",
+        "stamped",
+        "time",
+    )
 
     def __init__(
         self,
@@ -138,6 +150,7 @@ class SealWork(Work):
         self.loaded: LoadedSeal | None = None
         self.permission: Permission | None = None
         self.time = b""
+        self.changes = 0
         self.block: Buffer = b""
         self.stamped: tuple[Buffer, bytes] | None = None
 
@@ -219,7 +232,7 @@ class Sealer:
         work = SealWork(account, request, now, deadline_at, self._signed, on_sealed)
         known = self.book.find(account, request.seal)
         if known is not None:
-            self._authorise(work, source, *known)
+            self._authorise(work, source, self.book.changes, *known)
             if self._is_quick(work) and self.limits.take_now(known[1].grant, work.count):
                 self._digest(work)
                 self._submit(work)
@@ -227,22 +240,22 @@ class Sealer:
         pipeline.spawn(self._prepare(work, source))
         return work
 
-    def _authorise(self, work: SealWork, source: Address, loaded: LoadedSeal, permission: Permission) -> None:
-        """All but the limits."""
+    def _authorise(
+        self, work: SealWork, source: Address, changes: int, loaded: LoadedSeal, permission: Permission
+    ) -> None:
+        """All but the limits. ``changes`` is the book's count as what is known was looked up."""
         now = self._now()
         permission.check(Operation.SEAL, now, source)
         permission.check_reference(work.request.reference)
-        loaded.check_usable(now)
+        _check_usable(loaded, now)
         seal_id = loaded.seal.id
-        assert loaded.key is not None
-        if loaded.key.disabled:
-            raise Conflict(f"the key of seal {seal_id!r} is disabled", hint="cloud-seal key enable")
         if not self.unlocks.is_unlocked(work.account, seal_id):
             raise Denied(
                 f"account {work.account!r} has not unlocked seal {seal_id!r}, or its time is over",
                 hint="UNLOCK it with its protection password",
             )
         work.loaded, work.permission = loaded, permission
+        work.changes = changes
         work.time = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%SZ").encode()
 
     def _is_quick(self, work: SealWork) -> bool:
@@ -260,7 +273,9 @@ class Sealer:
         try:
             async with asyncio.timeout_at(self._loop_time(work.deadline_at)):
                 if work.loaded is None:
-                    self._authorise(work, source, *await self.book.load(work.account, work.request.seal))
+                    changes = self.book.changes
+                    known = await self.book.load(work.account, work.request.seal)
+                    self._authorise(work, source, changes, *known)
                 assert work.permission is not None
                 grant = work.permission.grant
                 if not self.limits.take_now(grant, work.count):
@@ -339,7 +354,7 @@ class Sealer:
             self._pipeline.spawn(self._write_later(work))
         else:
             self._write(work)
-            self._finish(work)
+            self._release(work)
 
     async def _write_later(self, work: SealWork) -> None:
         try:
@@ -349,7 +364,29 @@ class Sealer:
             await self._pipeline.in_thread(lambda: self._write(work))
         except TimeoutError:
             work.error = DeadlineExceeded("the deadline passed before all time stamps were there")
-            self._give_back(work, work.count)
+        except ApplianceError as error:
+            work.error = error
+        else:
+            self._release(work)
+            return
+        self._give_back(work, work.count)
+        self._finish(work)
+
+    def _release(self, work: SealWork) -> None:
+        """It is made: tell the session, if what allowed it still stands."""
+        if work.changes == self.book.changes:
+            self._finish(work)
+        else:
+            self._pipeline.spawn(self._look_again(work))
+
+    async def _look_again(self, work: SealWork) -> None:
+        try:
+            while work.changes != self.book.changes:
+                changes = self.book.changes
+                known = self.book.find(work.account, work.request.seal)
+                loaded, _ = known or await self.book.load(work.account, work.request.seal)
+                _check_usable(loaded, self._now())
+                work.changes = changes  # what was read may be from before a further change
         except ApplianceError as error:
             work.error = error
             self._give_back(work, work.count)
@@ -480,6 +517,14 @@ class Sealer:
     def live_requests(self) -> int:
         """Verifications, status requests under way; sealing counts with the pipeline."""
         return self._status_requests + (1 if self._verifying_len else 0)
+
+
+def _check_usable(loaded: LoadedSeal, now: float) -> None:
+    """The seal and its key, else ``Conflict``."""
+    loaded.check_usable(now)
+    assert loaded.key is not None
+    if loaded.key.disabled:
+        raise Conflict(f"the key of seal {loaded.seal.id!r} is disabled", hint="cloud-seal key enable")
 
 
 def _messages(work: SealWork) -> Items:

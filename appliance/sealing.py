@@ -235,6 +235,8 @@ class SealBook:
         self._waiting = 0
         self.held_len = 0
         self.misses = 0
+        self.changes = 0
+        """Counts what was forgotten: what was allowed before it went up may not be any more."""
 
     def __len__(self) -> int:
         return len(self._seals)
@@ -278,11 +280,13 @@ class SealBook:
 
     def forget(self, seal_id: str) -> None:
         """It was changed, or a grant on it: the next request reads it again."""
+        self.changes += 1
         self._loading.pop(seal_id, None)
         self._drop(seal_id)
 
     def forget_key(self, name: str) -> None:
         """A key was switched off or on, or destroyed: whatever seal uses it is read again."""
+        self.changes += 1
         self._loading.clear()  # nobody knows yet which of them will want it
         for seal_id in [
             one for one, seal in self._seals.items() if seal.key is not None and seal.key.name == name

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import Iterator
 
 import pytest
 from api_rig import SEAL_PASSWORD, Person, Refused, Town, basic, settle
-from appliance_fixture import PASSWORD, Bench, until
+from appliance_fixture import PASSWORD, Bench, run, until
+
+from appliance.client import SyncClient
+from appliance.errors import Conflict, NotFound
 
 DOCUMENTS = [f"document {number}".encode() for number in range(3)]
 HASHES = [hashlib.new("sm3", one).hexdigest() for one in DOCUMENTS]
@@ -111,6 +116,55 @@ def test_a_suspension_holds_from_the_next_request_on(town: Town) -> None:
     town["guard"].post("seals", seal_id, "resume", reason="found")
     (item,) = app.post("seals", seal_id, "signatures", dataHashes=HASHES[:1])["items"]
     assert item["signature"]
+
+
+def test_what_was_under_way_is_not_released_once_the_suspension_is_answered(town: Town) -> None:
+    """A window full of batches is seconds of work: a key that leaks must not be used for so long."""
+    seal_id = town.active(town.application(sealName="李小红", sealHolder="李小红"))
+    town["guard"].put("seals", seal_id, "grants", "app", operations=["seal"])
+    with SyncClient(town.appliance.address, account="app", password=PASSWORD) as client:
+        client.unlock(seal_id, SEAL_PASSWORD, 600)
+
+    async def race() -> tuple[int, int]:
+        late, refused = [0], [0]
+        suspended_at: list[float] = []
+        async with await town.appliance.client() as client:
+
+            async def batch(first: int) -> None:
+                hashes = [hashlib.new("sm3", b"%d" % index).digest() for index in range(first, first + 4_000)]
+                try:
+                    await client.seal(seal_id, hashes, "/Signature.xml")
+                except Conflict as error:
+                    assert "suspended" in str(error)
+                    refused[0] += 1
+                else:
+                    # What was on its way to us at that moment had left before.
+                    late[0] += bool(suspended_at) and time.monotonic() > suspended_at[0] + 0.5
+
+            batches = [asyncio.create_task(batch(index * 4_000)) for index in range(25)]
+            await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.to_thread(town["guard"].post, "seals", seal_id, "suspend", reason="leaked")
+            suspended_at.append(time.monotonic())
+            await asyncio.gather(*batches)
+        return late[0], refused[0]
+
+    late, refused_batches = run(race())
+    assert not late
+    assert refused_batches, "the race was over before it began"
+
+
+def test_an_account_with_every_key_signs_with_no_key_that_certifies(town: Town, seal: str) -> None:
+    town.appliance.account("all", "*")
+    with SyncClient(town.appliance.address, account="all", password=PASSWORD) as client:
+        assert not {"ca", "maker"} & {one.name for one in client.status()}
+        for name in ("ca", "maker", f"seal-{seal}-1"):
+            with pytest.raises(NotFound):
+                client.sign(name, bytes(32))
+    town.appliance.ordered("POST", "/v1/accounts/all/grants", {"key": "maker"})
+    with SyncClient(town.appliance.address, account="all", password=PASSWORD) as client:
+        assert len(client.sign("maker", bytes(32))) == 64
+    answer = town.appliance.officer("POST", "/v1/accounts/all/grants", {"key": f"seal-{seal}-1"})
+    assert answer.status == 404
 
 
 def test_uses_are_counted(town: Town, seal: str) -> None:
