@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +31,11 @@ from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
+from appliance.algorithms import PublicKey
 from appliance.api.opening import ApiParts, HttpApi
 from appliance.api.service import tls_context as api_tls_context
 from appliance.api.small import Small
-from appliance.errors import ApplianceError, ConfigError, Draining, StateUnknown, Unavailable
+from appliance.errors import ApplianceError, BadRequest, ConfigError, Draining, StateUnknown, Unavailable
 from appliance.eseal.chains import Trust
 from appliance.eseal.verification import Examiner
 from appliance.fronts import Following, Fronts, Leader, Place
@@ -154,7 +156,7 @@ class Daemon:
         self._settings = settings
         self._place = place
         self.registry = registry
-        self.holdings = Holdings(self.registry)
+        self.holdings = Holdings(self.registry, certifies=certifying(settings.seals))
         self.metrics = Metrics(profile.name for profile in profiles)
         self.verifier = Verifier(max_table_bytes=settings.verify.max_table_len, engine=settings.verify.engine)
         self._verify_threads = ThreadPoolExecutor(settings.verify.threads, thread_name_prefix="verify")
@@ -551,6 +553,17 @@ def read_trust(settings: SealSettings) -> Trust:
         return Trust(roots, crls=crls)
     except ApplianceError as error:
         raise ConfigError(f"seals.trust_files, crl_files: {error.detail}", hint=error.hint) from error
+
+
+def certifying(settings: SealSettings) -> Callable[[HeldKey], bool]:
+    """Whether a key is the seal maker's, our time-stamp authority's, or a CA's that is trusted here."""
+    names = {settings.maker_key, settings.authority.key}
+    trusted: set[PublicKey] = set()
+    for path in settings.trust_files:
+        for der in read_certificates(path):
+            with suppress(BadRequest):  # of another algorithm: no key of ours
+                trusted.add(PublicKey.from_certificate(der))
+    return lambda key: key.name in names or key.public in trusted
 
 
 def _now() -> datetime:

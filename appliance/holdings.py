@@ -50,8 +50,14 @@ class KeyMaker(Protocol):
 class Holdings:
     """Owned by the event loop; registry calls run in a thread, one act at a time."""
 
-    def __init__(self, registry: Registry, id_source: Callable[[int], bytes] = secrets.token_bytes) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        id_source: Callable[[int], bytes] = secrets.token_bytes,
+        certifies: Callable[[HeldKey], bool] = lambda key: False,
+    ) -> None:
         self._registry = registry
+        self._certifies = certifies
         self._id_source = id_source
         self.announce: Callable[[str, str], Awaitable[None]] = _nobody_else
         """Called with ``key`` or ``account`` and a name, after a change and before the act is answered."""
@@ -60,7 +66,7 @@ class Holdings:
         """Set where a key's making may have been cut short; ``finish_unfinished`` is due once its token is up."""
         self.unfinished.set()  # an earlier process may have left some
         self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
-        self._keys: dict[str, HeldKey] = {one.name: one for one in registry.all_keys()}
+        self._keys: dict[str, HeldKey] = {one.name: self._marked(one) for one in registry.all_keys()}
         self._seal_keys: OrderedDict[str, HeldKey] = OrderedDict()  # those wanted last, the latest at the end
         self._seal_key_changes = 0
 
@@ -97,12 +103,15 @@ class Holdings:
 
     def _remember(self, key: HeldKey) -> None:
         if not key.for_seal:
-            self._keys[key.name] = key
+            self._keys[key.name] = self._marked(key)
             return
         self._seal_keys[key.name] = key
         self._seal_keys.move_to_end(key.name)
         if len(self._seal_keys) > MAX_SEAL_KEYS:
             self._seal_keys.popitem(last=False)
+
+    def _marked(self, key: HeldKey) -> HeldKey:
+        return replace(key, certifies=True) if self._certifies(key) else key
 
     async def destroy_key(self, name: str, maker: KeyMaker) -> None:
         """For ever, in the token first. Its row stays, and no other key is ever called so."""

@@ -267,7 +267,9 @@ class Pipeline:
         """What the account may know of the keys it names, or of all it may use."""
         account = check_active(self._holdings.accounts.get(account_name), account_name)
         keys = self._holdings.keys
-        names = request.names or sorted(name for name in keys if account.may_use(name))
+        names = request.names or sorted(
+            name for name, key in keys.items() if account.may_use(name, certifies=key.certifies)
+        )
         records = []
         for name in names:
             key = keys.get(name)

@@ -6,6 +6,8 @@ Not for: finding out who somebody is (``accounts``), or looking anything up (``r
 Rules:
 
 * A key that an account holds no grant for looks exactly like one that does not exist.
+* A key that others trust to certify (the seal maker's, a CA's, a time-stamp authority's) is covered by a grant on its
+  very name and by no other: whoever signs digests with it makes seals.
 * Being disabled beats every grant, and holds from the next request on.
 """
 
@@ -19,7 +21,7 @@ from appliance.errors import Conflict, Denied, NotFound
 from appliance.wire import KeyState
 
 EVERY_KEY: Final = "*"
-"""A grant on this name holds for every key there is and will be."""
+"""A grant on this name holds for every key there is and will be, but for those that certify."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class Account:
     disabled: bool
     grants: frozenset[str]
 
-    def may_use(self, key_name: str) -> bool:
+    def may_use(self, key_name: str, *, certifies: bool = False) -> bool:
         """Whether a grant covers that key."""
-        return key_name in self.grants or EVERY_KEY in self.grants
+        return key_name in self.grants or (EVERY_KEY in self.grants and not certifies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class HeldKey:
     created_at: str
     for_seal: bool = False
     """One seal's key: nothing but sealing uses it."""
+    certifies: bool = False
+    """Seals, certificates or time stamps are trusted for being signed by it."""
 
 
 def check_active(account: Account | None, name: str) -> Account:
@@ -65,7 +69,7 @@ def check_active(account: Account | None, name: str) -> Account:
 
 def visible_key(account: Account, key: HeldKey | None, name: str) -> HeldKey:
     """The key, if the account may know of it, else ``NotFound``."""
-    if key is None or not account.may_use(name):
+    if key is None or not account.may_use(name, certifies=key.certifies):
         raise NotFound(
             f"no key {name!r} for account {account.name!r}",
             hint="check the name, or have it granted: cloud-seal account grant",
@@ -83,7 +87,7 @@ def signing_key(account: Account, key: HeldKey | None, name: str) -> HeldKey:
 
 def key_state(account: Account, key: HeldKey | None, name: str, token_up: bool) -> KeyState:
     """What a STATUS may tell the account of that key."""
-    if key is None or not account.may_use(name):
+    if key is None or not account.may_use(name, certifies=key.certifies):
         return KeyState.UNKNOWN
     if key.disabled:
         return KeyState.DISABLED

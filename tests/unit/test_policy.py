@@ -65,6 +65,18 @@ def test_a_key_that_is_called_like_the_grant_on_all_is_covered_by_nothing_else()
     assert not replace(ACCOUNT, grants=frozenset({"k*", "?"})).may_use("k")
 
 
+def test_a_key_that_certifies_is_covered_by_its_name_alone() -> None:
+    """Who signs digests with the maker's key makes seals."""
+    certifying = replace(KEY, certifies=True)
+    named = replace(ACCOUNT, grants=GRANTS["this"])
+    every = replace(ACCOUNT, grants=GRANTS["every"])
+    assert signing_key(named, certifying, "k") is certifying
+    assert key_state(every, certifying, "k", True) is KeyState.UNKNOWN
+    for look in (visible_key, signing_key):
+        with pytest.raises(NotFound):
+            look(every, certifying, "k")
+
+
 def test_a_disabled_or_vanished_account_may_nothing() -> None:
     assert check_active(ACCOUNT, "a") is ACCOUNT
     for account in (None, replace(ACCOUNT, disabled=True, grants=frozenset({EVERY_KEY}))):
