@@ -504,7 +504,7 @@ class Driver:
             case State.APPLIED:
                 self.act(seal, Act.REVIEW, "reviewer")
             case State.REVIEWED if seal.certified_to is None:
-                self.certify(seal)
+                self.certify(seal, 800)
             case State.REVIEWED if self.work(seal, CriticalAct.MAKE, seal.certificate) is None:
                 self.both(seal, CriticalAct.MAKE)
             case State.MADE:
@@ -624,17 +624,21 @@ class Lives(RuleBasedStateMachine):
     """Seals of one organisation, and officers who do whatever comes to their minds."""
 
     world: ClassVar[World]
+    first: ClassVar[State]
 
-    @initialize()
-    def begin(self) -> None:
+    seals = st.integers(0, 7)
+    officers = st.sampled_from(sorted(OFFICERS))
+    kinds = st.sampled_from([Kind.STATUTORY, Kind.SPECIAL, Kind.PERSONAL])
+
+    @initialize(kind=kinds, days=st.sampled_from([365, 800]))
+    def begin(self, kind: Kind, days: int) -> None:
+        """Somewhere in a seal's life: from its beginning on, most of what comes to mind is refused."""
         self.driver = Driver(self.world)
+        self.driver.bring_to(self.first, kind, 800 if self.first is State.DORMANT else days)
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):
             self.driver.close()
-
-    seals = st.integers(0, 7)
-    officers = st.sampled_from(sorted(OFFICERS))
 
     def seal(self, number: int) -> Known:
         return self.driver.seals[number % len(self.driver.seals)]
@@ -645,10 +649,7 @@ class Lives(RuleBasedStateMachine):
     def has_wanted(self) -> bool:
         return bool(self.driver.wanted)
 
-    @rule(
-        kind=st.sampled_from([Kind.STATUTORY, Kind.SPECIAL, Kind.PERSONAL]),
-        officer=st.sampled_from(["clerk", "guard"]),
-    )
+    @rule(kind=kinds, officer=st.sampled_from(["clerk", "guard"]))
     def apply(self, kind: Kind, officer: str) -> None:
         if len(self.driver.seals) < 4:
             self.driver.apply(kind, officer)
@@ -724,8 +725,8 @@ class Lives(RuleBasedStateMachine):
             self.driver.check()
 
 
-def live(world: World, examples: int, steps: int) -> None:
-    machine: Callable[[], Lives] = type("LivesHere", (Lives,), {"world": world})
+def live(world: World, first: State, examples: int, steps: int) -> None:
+    machine: Callable[[], Lives] = type("LivesHere", (Lives,), {"world": world, "first": first})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
@@ -739,11 +740,13 @@ def live(world: World, examples: int, steps: int) -> None:
     )
 
 
-def test_lives(world: World) -> None:
-    live(world, examples=12, steps=25)
+@pytest.mark.parametrize("first", State)
+def test_lives(world: World, first: State) -> None:
+    live(world, first, examples=4, steps=20)
 
 
 @pytest.mark.gauntlet
 @pytest.mark.timeout(7_200)
-def test_many_lives(world: World) -> None:
-    live(world, examples=300, steps=60)
+@pytest.mark.parametrize("first", State)
+def test_many_lives(world: World, first: State) -> None:
+    live(world, first, examples=60, steps=60)
