@@ -47,7 +47,7 @@ from appliance.office.stamping import Stamper
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
 from appliance.protection import Protection
-from appliance.registry import Registry, open_registry
+from appliance.registry import Registry, check_place, open_registry
 from appliance.seal_lookups import SealLookups
 from appliance.sealer import Sealer
 from appliance.sealing import Limits, MinuteWindows, SealBook, UseCounter
@@ -111,12 +111,12 @@ def pin_reader(path: Path) -> Callable[[], bytes]:
     return read
 
 
-def check_secret_file(path: Path) -> None:
+def check_secret_file(path: Path, setting: str) -> None:
     """A secret that others may read is none."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="check tokens[].pin_file") from error
+        raise ConfigError(f"{path}: {error.strerror}", hint=f"check {setting}") from error
     others = 0o077
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     if credentials is not None and path.is_relative_to(credentials):
@@ -135,13 +135,16 @@ def check(settings: Settings) -> list[TokenProfile]:
                 f"two token profiles are named {name!r}", hint="keys are recorded under that name"
             )
     for token in settings.tokens:
-        check_secret_file(token.pin_file)
+        check_secret_file(token.pin_file, "tokens[].pin_file")
         pin_reader(token.pin_file)()
     if settings.listen.tcp is not None:
         tls_context(settings.listen)
     if settings.web.api.listen is not None:
         api_tls_context(settings.web.api)
     read_trust(settings.seals)
+    check_place(settings)
+    if settings.registry_password_file is not None:
+        check_secret_file(settings.registry_password_file, "registry_password_file")
     return profiles
 
 

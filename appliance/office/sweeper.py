@@ -19,6 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from appliance.errors import ApplianceError, Unavailable
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 200
 """Seals read at once."""
+KEEP_RESERVATIONS: Final = timedelta(days=2)
+"""A day is over by then, wherever its front's clock stands."""
 MAX_A_SWEEP: Final = 10_000
 """Of each sort: at a minute a sweep that is more than a city's seals in a day."""
 
@@ -71,6 +74,9 @@ class Sweeper:
         """Once."""
         now = self._desk.now()
         asleep_before, abandoned_before = instant(now - DORMANT_AFTER), instant(now - COLLECT_WITHIN)
+        # What was reserved of daily limits: of days that are over on every clock.
+        old_day = (now - KEEP_RESERVATIONS).date().isoformat()
+        await self._desk.call(self._desk.registry.usage.drop_reservations, old_day)
         # Expired first: a seal that is both is not put to sleep on its last day.
         return Swept(
             expired=await self._all(

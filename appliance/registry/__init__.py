@@ -17,6 +17,7 @@ documents: it is there whole or not at all. A commit of unknown outcome ends the
 
 from __future__ import annotations
 
+from appliance.errors import ConfigError
 from appliance.registry.accounts import Accounts
 from appliance.registry.custody import Custody
 from appliance.registry.database import Database
@@ -24,7 +25,7 @@ from appliance.registry.grants import Grants
 from appliance.registry.keys import KeyPurpose, Keys
 from appliance.registry.messages import FilingDelay, Messages
 from appliance.registry.people import People
-from appliance.registry.postgres import PostgresDatabase
+from appliance.registry.postgres import PostgresDatabase, read_url
 from appliance.registry.seals import Pending, SealFilter, SealRecords, Step
 from appliance.registry.sqlite import SqliteDatabase
 from appliance.registry.usage import Usage, Use
@@ -38,6 +39,7 @@ __all__ = [
     "SealFilter",
     "Step",
     "Use",
+    "check_place",
     "open_registry",
 ]
 
@@ -57,6 +59,17 @@ class Registry(Keys, Accounts):
     def close(self) -> None:
         """No call may follow."""
         self._database.close()
+
+
+def check_place(settings: Settings) -> None:
+    """``ConfigError`` where the settings name no registry that could be opened; nothing is opened."""
+    if isinstance(settings.registry, Url):
+        read_url(settings.registry)
+    elif settings.registry_password_file is not None:
+        raise ConfigError(
+            "registry_password_file: a registry in a file has no password",
+            hint="leave it out, or name a server",
+        )
 
 
 def open_registry(settings: Settings, *, hold: bool = False) -> Registry:

@@ -463,3 +463,22 @@ def test_a_token_that_is_away_holds_up_only_what_needs_it(rig: MakeRig) -> None:
             assert (await one.office.proposal(one["guard"], proposal.id)).state is ProposalState.EXPIRED
 
     run(test())
+
+
+def test_what_was_reserved_of_a_day_is_dropped_once_it_is_over(rig: MakeRig) -> None:
+    async def test() -> None:
+        async with rig() as one:
+            seal = await one.active()
+            day = one.today.now.date().isoformat()
+            reserve = one.registry.usage.reserve
+            assert await asyncio.to_thread(reserve, seal.id, "approval", day, 8, 10) == 8
+            one.today.pass_(days=2)
+            await one.office.sweep()
+            assert await asyncio.to_thread(reserve, seal.id, "approval", day, 8, 10) == 2, (
+                "perhaps it is not over"
+            )
+            one.today.pass_(days=1)
+            await one.office.sweep()
+            assert await asyncio.to_thread(reserve, seal.id, "approval", day, 8, 10) == 8
+
+    run(test())

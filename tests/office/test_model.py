@@ -749,4 +749,4 @@ def test_lives(world: World, first: State) -> None:
 @pytest.mark.timeout(7_200)
 @pytest.mark.parametrize("first", State)
 def test_many_lives(world: World, first: State) -> None:
-    live(world, first, examples=60, steps=60)
+    live(world, first, examples=30, steps=50)

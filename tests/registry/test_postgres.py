@@ -25,6 +25,7 @@ from registry.conftest import Place
 from registry.keys import ACCOUNT, make_key
 from registry.seals import ORGANISATION
 
+from appliance.daemon import check
 from appliance.errors import ApplianceError, ConfigError, Conflict, StateUnknown, Unavailable
 from appliance.registry import Registry, open_registry
 from appliance.registry import postgres as postgres_module
@@ -534,6 +535,22 @@ def test_a_url_in_the_configuration(tmp_path: Path) -> None:
     assert settings.registry_password_file == tmp_path / "pg.password"
     file.write_text("registry: here.sqlite\n")
     assert load_settings(file).registry == tmp_path / "here.sqlite"
+
+
+def test_a_check_without_a_server(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    settings = Settings(registry=Url("postgresql://db.example/seals"), registry_password_file=password)
+    with pytest.raises(ConfigError, match="registry_password_file"):
+        check(settings)
+    password.touch(0o644)
+    with pytest.raises(ConfigError, match="others may read it"):
+        check(settings)
+    password.chmod(0o600)
+    check(settings)
+    with pytest.raises(ConfigError, match="mysql"):
+        check(Settings(registry=Url("mysql://db.example/seals")))
+    with pytest.raises(ConfigError, match="has no password"):
+        check(Settings(registry=tmp_path / "registry.sqlite", registry_password_file=password))
 
 
 # TLS --------------------------------------------------------------------------------------------------------
