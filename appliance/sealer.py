@@ -252,7 +252,7 @@ class Sealer:
         if not self.unlocks.is_unlocked(work.account, seal_id):
             raise Denied(
                 f"account {work.account!r} has not unlocked seal {seal_id!r}, or its time is over",
-                hint="UNLOCK it with its protection password",
+                hint="unlock it with its protection password: UNLOCK, cloud-seal seal unlock",
             )
         work.loaded, work.permission = loaded, permission
         work.changes = changes

@@ -24,7 +24,7 @@ def read_limited(path: Path, limit: int = MAX_DER_FILE_LEN) -> bytes:
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:
-        raise BadRequest(f"{path}: {error.strerror}") from error
+        raise BadRequest(f"{path}: {error.strerror}", hint="check the path, and who may read it") from error
     if len(raw) > limit:
         raise BadRequest(f"{path} is longer than {limit} bytes: that is some other file")
     return raw
