@@ -402,6 +402,7 @@ def test_a_grant_on_a_personal_seal_takes_one_security_officer(rig: MakeRig) -> 
     run(test())
 
 
+@pytest.mark.gauntlet  # it lists a token full of keys three times
 def test_a_key_is_destroyed_when_its_seal_has_ended(rig: MakeRig) -> None:
     async def test() -> None:
         async with rig() as one:
@@ -451,6 +452,7 @@ def test_a_key_of_an_earlier_generation_and_one_that_was_never_used(rig: MakeRig
     run(test())
 
 
+@pytest.mark.gauntlet  # it lists a token full of keys twice
 @pytest.mark.parametrize("cut", [cut_before, cut_after])
 def test_a_key_that_was_made_and_not_noted_is_found_again(rig: MakeRig, cut: CutWhere) -> None:
     async def test() -> None:

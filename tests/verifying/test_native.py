@@ -21,6 +21,7 @@ def build(compiler: str, program: Path, *options: str) -> None:
     subprocess.run([found, *FLAGS, *options, "-o", program, *SOURCES], check=True)
 
 
+@pytest.mark.gauntlet  # it compiles everything anew
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     program = tmp_path / "sanitized"
     build("cc", program, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
