@@ -12,6 +12,7 @@ from typing import Any
 
 import argon2
 from eseal.pki import Holder
+from registry.seals import seal as described
 
 from appliance import certificates
 from appliance.algorithms import Algorithm
@@ -21,7 +22,6 @@ from appliance.lifecycle import (
     Event,
     Generation,
     Imprint,
-    Kind,
     Operation,
     Organisation,
     ProtectionPassword,
@@ -97,34 +97,14 @@ def make(
     begins, ends = now - timedelta(hours=1), now + timedelta(seconds=valid_s)
     registry.seals.add_organisation(ORGANISATION)
     seal = registry.seals.apply(
-        Seal(
-            id=id_,
-            code="",
+        described(
+            id_,
             organisation=ORGANISATION.code,
-            kind=Kind.SPECIAL,
             purpose=purpose,
             number=number,
             name=ORGANISATION.name,
             region=ORGANISATION.region,
-            holder="",
-            custodian="wang",
-            applicant="li",
-            state=State.APPLIED,
-            version=1,
-            generation=0,
-            key_name=None,
-            valid_from=None,
-            valid_to=None,
             applied_at=instant(begins),
-            made_at=None,
-            filed_at=None,
-            confirmed_at=None,
-            activated_at=None,
-            last_used_at=None,
-            ended_at=None,
-            end_reason=None,
-            replaces=None,
-            replaced_by=None,
         ),
         Imprint("png", b"picture", 42, 42, sm3(b"picture")),
         {},

@@ -35,7 +35,6 @@ from appliance.lifecycle import (
     Officer,
     Operation,
     Proposal,
-    ProposalState,
     ProtectionPassword,
     Reason,
     Role,
@@ -331,11 +330,8 @@ class Critical:
         await self._keys.destroy(key)
         # It is gone from here on; a crash before the next lines has the token asked once more, which finds none.
         event = self._event(seal, CriticalAct.DESTROY_KEY.value, proposal)
-        await self._desk.finish(self._desk.told([seal.id], self._seals.note, event))
-        outcome = f"key {key} is destroyed"
-        await self._desk.call(
-            self._desk.registry.people.finish_proposal, proposal.id, ProposalState.DONE, outcome
-        )
+        done = (proposal.id, f"key {key} is destroyed")
+        await self._desk.finish(self._desk.told([seal.id], self._seals.note, event, done))
 
 
 # Arguments ----------------------------------------------------------------------------------------------------

@@ -351,9 +351,17 @@ class SealRecords(Part):
         return _one(transaction, step.seal_id)
 
     @atomic
-    def note(self, transaction: Transaction, event: Event) -> None:
-        """An event that changes no state; ``Conflict`` where the seal has left the state it names."""
+    def note(
+        self, transaction: Transaction, event: Event, proposal_done: tuple[str, str] | None = None
+    ) -> None:
+        """An event that changes no state; ``Conflict`` where the seal has left the state it names.
+
+        ``proposal_done`` is as in a ``Step``: with a proposal that is done already, nothing is noted once more.
+        """
         add_event(transaction, event)
+        if proposal_done is not None:
+            id_, outcome = proposal_done
+            end_proposal(transaction, id_, ProposalState.DONE, outcome)
         if _one(transaction, event.seal_id).state is not event.target:
             raise Conflict(f"seal {event.seal_id} is no longer {event.target.value}", hint="look at it again")
 

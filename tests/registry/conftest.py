@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from postgres_server import PostgresServer
 
+from appliance.errors import ApplianceError
 from appliance.registry import Registry, open_registry
 from appliance.registry.postgres import PostgresDatabase
 from appliance.settings import Settings, Url
@@ -69,4 +73,40 @@ def schema_of(registry: Registry) -> str:
     return registry._database._schema
 
 
-Race = Callable[[int, Callable[[Registry, int], object]], list[object]]
+def race(
+    place: Place, count: int, act: Callable[[Registry, int], Any]
+) -> tuple[list[Any], list[ApplianceError]]:
+    """All at once, each on a registry of its own; what those who got through have, and what the others were told."""
+    registries = [place.open() for _ in range(count)]
+    barrier = threading.Barrier(count)
+    done: list[Any] = []
+    refused: list[ApplianceError] = []
+
+    def run(registry: Registry, number: int) -> None:
+        barrier.wait()
+        try:
+            done.append(act(registry, number))
+        except ApplianceError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(registries, range(count), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) + len(refused) == count, "no thread died"
+    return done, refused
+
+
+def as_keeper(place: Place, statement: str) -> None:
+    """What somebody does who has the database itself."""
+    if isinstance(place.at, Path):
+        db = sqlite3.connect(place.at, isolation_level=None)
+        try:
+            db.execute(statement)
+        finally:
+            db.close()
+        return
+    registry = place.open()
+    with registry._database._connect() as connection:  # type: ignore[attr-defined]
+        connection.execute(statement)

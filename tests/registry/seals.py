@@ -1,4 +1,4 @@
-"""Seals for tests, and their way through life by steps alone."""
+"""Seals for tests, what belongs to them, and their way through life by steps alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 from appliance.lifecycle import (
     Act,
+    CriticalAct,
     Event,
     Generation,
     Imprint,
     Kind,
+    Message,
+    MessageKind,
+    Operation,
     Organisation,
+    Proposal,
+    ProposalState,
     ProtectionPassword,
     Seal,
+    SealGrant,
     State,
     transition,
 )
@@ -122,3 +129,31 @@ _WAYS = {
     State.EXPIRED: (*_ACTIVE, Act.EXPIRE),
     State.CANCELLED: (*_ACTIVE, Act.CANCEL),
 }
+
+
+def proposal(id_: str = "p1", **changes: Any) -> Proposal:
+    made = Proposal(
+        id_, CriticalAct.MAKE, "s1", {"why": "新"}, "li", T0, T1, ProposalState.OPEN, None, None, None
+    )
+    return replace(made, **changes)
+
+
+def message(id_: str = "m1", **changes: Any) -> Message:
+    made = Message(id_, MessageKind.MADE, "s1", {"code": "1"}, T0, T1, 0, T0, None, None, None)
+    return replace(made, **changes)
+
+
+def grant(account: str = "a", seal_id: str = "s1", **changes: Any) -> SealGrant:
+    made = SealGrant(
+        account,
+        seal_id,
+        frozenset({Operation.SEAL, Operation.STATUS}),
+        100,
+        10,
+        T0,
+        None,
+        ("10.0.0.0/8", "127.0.0.1/32"),
+        "A-[0-9]+",
+        T0,
+    )
+    return replace(made, **changes)
