@@ -43,6 +43,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from appliance import wire
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
 from appliance.client.seals import SealCalls
+from appliance.client.streams import in_order, iterate
 from appliance.errors import (
     ApplianceError,
     BadRequest,
@@ -350,35 +351,16 @@ class Client(SealCalls):
         if depth < 1:
             raise BadRequest(f"a stream has at least 1 batch out, got a depth of {depth}")
         job = job_id if job_id is not None else os.urandom(16)
-        out: deque[asyncio.Task[SignedAnswer]] = deque()
         index = first_index
-        source = _iterate(batches)
-        coming: asyncio.Task[Items | None] | None = self._loop.create_task(_next_or_none(source))
-        try:
-            while out or coming is not None:
-                # Whichever is first: a source that waits for its receipts gets them, whatever the depth.
-                waited = {
-                    task for task in (coming if len(out) < depth else None, out[0] if out else None) if task
-                }
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-                if out and out[0].done():
-                    yield await out.popleft()
-                if coming is not None and coming.done() and len(out) < depth:
-                    items = await coming
-                    coming = None
-                    if items is not None:
-                        call = self.sign_batch(
-                            key, items, job_id=job, first_index=index, deadline_s=deadline_s
-                        )
-                        out.append(self._loop.create_task(call))
-                        index += items.count
-                        coming = self._loop.create_task(_next_or_none(source))
-        finally:
-            left = [*out, coming] if coming is not None else list(out)
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            await source.aclose()  # a generator that is left half way is closed here, not by the collector
+
+        def one(items: Items) -> Coroutine[Any, Any, SignedAnswer]:
+            nonlocal index
+            first, index = index, index + items.count
+            return self.sign_batch(key, items, job_id=job, first_index=first, deadline_s=deadline_s)
+
+        async with aclosing(in_order(iterate(batches), one, depth)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def sign_stream(
         self,
@@ -791,29 +773,12 @@ def _item_error(status: ItemStatus) -> SignerFailed:
     return SignerFailed(f"the token {what}", hint="see the daemon's log")
 
 
-async def _next_or_none(source: AsyncGenerator[Items, None]) -> Items | None:
-    return await anext(source, None)
-
-
-async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    if isinstance(source, AsyncGenerator):
-        async with aclosing(source):
-            async for one in source:
-                yield one
-    elif isinstance(source, AsyncIterable):
-        async for one in source:
-            yield one
-    else:
-        for one in source:
-            yield one
-
-
 async def _in_batches(
     items: Iterable[bytes] | AsyncIterable[bytes], form: Form, batch_items: int
 ) -> AsyncGenerator[Items, None]:
     check_batch_items(batch_items)
     batch: list[bytes] = []
-    async with aclosing(_iterate(items)) as source:
+    async with aclosing(iterate(items)) as source:
         async for item in source:
             batch.append(item)
             if len(batch) == batch_items:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from appliance import wire, wire_seals
 from appliance.algorithms import DIGEST_LEN
+from appliance.client.streams import in_order, iterate
 from appliance.errors import BadRequest, ProtocolError
 from appliance.wire import JOB_ID_LEN, Frame, FrameType, ItemStatus, Priority
 from appliance.wire_seals import (
@@ -62,17 +63,18 @@ class SealReceipt(NamedTuple):
     value: bytes
 
 
-class SealCalls:
-    """A part of ``Client``."""
+class SealCalls(ABC):
+    """A part of ``Client``, which has the rest."""
 
     _deadline_s: float
     _loop: asyncio.AbstractEventLoop
     _welcome: wire.Welcome | None
 
+    @abstractmethod
     async def _call(
         self, encode: Callable[[int], bytes], expected: FrameType, items: int, deadline_at: float
     ) -> Frame:
-        raise NotImplementedError
+        """Ask, and wait for the answer or the deadline."""
 
     def _deadline_at(self, deadline_s: float | None) -> float:
         return self._loop.time() + (self._deadline_s if deadline_s is None else deadline_s)
@@ -152,7 +154,7 @@ class SealCalls:
                 deadline_s=deadline_s,
             )
 
-        async with aclosing(_in_order(_batches(items, batch_items), one, depth)) as answers:
+        async with aclosing(in_order(_batches(items, batch_items), one, depth)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -192,7 +194,7 @@ class SealCalls:
 
         limit = (self._welcome.max_payload_len if self._welcome else wire.MIN_PAYLOAD_LIMIT) - _ROOM_LEN
         result: list[SealVerified] = []
-        async with aclosing(_in_order(_iterate(_that_fit(items, limit)), one, VERIFY_DEPTH)) as answers:
+        async with aclosing(in_order(iterate(_that_fit(items, limit)), one, VERIFY_DEPTH)) as answers:
             async for answer in answers:
                 result.extend(answer)
         return result
@@ -261,22 +263,9 @@ def _that_fit(items: Sequence[tuple[bytes, bytes]], limit: int) -> Iterable[Sequ
         yield items[first:]
 
 
-async def _iterate(source: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    if isinstance(source, AsyncGenerator):
-        async with aclosing(source):
-            async for one in source:
-                yield one
-    elif isinstance(source, AsyncIterable):
-        async for one in source:
-            yield one
-    else:
-        for one in source:
-            yield one
-
-
 async def _batches(source: Iterable[T] | AsyncIterable[T], batch_items: int) -> AsyncGenerator[list[T], None]:
     batch: list[T] = []
-    async with aclosing(_iterate(source)) as items:
+    async with aclosing(iterate(source)) as items:
         async for item in items:
             batch.append(item)
             if len(batch) == batch_items:
@@ -284,37 +273,3 @@ async def _batches(source: Iterable[T] | AsyncIterable[T], batch_items: int) -> 
                 batch = []
     if batch:
         yield batch
-
-
-async def _in_order(
-    source: AsyncGenerator[T, None], call: Callable[[T], Coroutine[Any, Any, R]], depth: int
-) -> AsyncGenerator[R, None]:
-    """The results of ``call`` for all of a source, in its order, no more than ``depth`` at a time."""
-    loop = asyncio.get_running_loop()
-    out: deque[asyncio.Task[R]] = deque()
-    coming: asyncio.Task[T | None] | None = loop.create_task(_next(source))
-    try:
-        while out or coming is not None:
-            # Whichever is first: a source that waits for its receipts gets them, whatever the depth.
-            heads: list[asyncio.Task[Any]] = [out[0]] if out else []
-            if coming is not None and len(out) < depth:
-                heads.append(coming)
-            await asyncio.wait(heads, return_when=asyncio.FIRST_COMPLETED)
-            if out and out[0].done():
-                yield await out.popleft()
-            if coming is not None and coming.done() and len(out) < depth:
-                one = await coming
-                coming = None
-                if one is not None:
-                    out.append(loop.create_task(call(one)))
-                    coming = loop.create_task(_next(source))
-    finally:
-        left: list[asyncio.Task[Any]] = [*out, coming] if coming is not None else list(out)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await source.aclose()
-
-
-async def _next(source: AsyncGenerator[T, None]) -> T | None:
-    return await anext(source, None)
