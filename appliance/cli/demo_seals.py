@@ -47,6 +47,7 @@ DEMO_MAKER: Final = "demo-maker"
 """The keys, and the names of the certificates, of the demonstration's CA and seal maker."""
 FILING_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.05
+"""Between looks at a seal that is being filed: each look is a command with a log-in, which takes longer."""
 BATCH_ITEMS: Final = 256
 OPENSSL_SAMPLE: Final = 25
 """Each is a process of its own; enough to see that it is not luck."""

@@ -305,7 +305,8 @@ class PostgresDatabase(Database):
                         hint="try again in a moment",
                         retry_after_ms=100,
                     ) from again
-            # The other one first: at once, each could take what the other wants yet again.
+            # In a thread of the registry's, never on the loop. The other one goes first: at once, each could take what
+            # the other wants yet again.
             time.sleep(PAUSE_S * (TRIES - left))
             self._keep_hold()  # it may have been the server that went away
         raise AssertionError("unreachable")

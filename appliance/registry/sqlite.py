@@ -104,7 +104,10 @@ class SqliteDatabase(Database):
         return db
 
     def _to_wal(self) -> None:
-        """The first switch to WAL asks for the file alone, and SQLite refuses that at once, busy timeout or not."""
+        """The first switch to WAL asks for the file alone, and SQLite refuses that at once, busy timeout or not.
+
+        So the wait is ours: at start, before anything is served.
+        """
         for left in reversed(range(WAL_TRIES)):
             try:
                 self._writer.execute("PRAGMA journal_mode = WAL")

@@ -249,6 +249,14 @@ def refused(client: SyncClient, seal_id: str, count: int = 1, **options: Any) ->
     return caught.value
 
 
+def unlocks(client: SyncClient, seal_id: str, seconds: int) -> bool:
+    """False where a wrong guess still delays the next."""
+    try:
+        return client.unlock(seal_id, SEAL_PASSWORD, seconds) > 0
+    except Busy:
+        return False
+
+
 @only_sm2
 def test_a_seal_without_a_grant_looks_like_none(place: Place) -> None:
     made = place.seal()
@@ -271,8 +279,7 @@ def test_a_locked_seal_and_one_unlocked_by_another(place: Place) -> None:
         assert isinstance(refused(first, made.seal.id), Denied)
         with pytest.raises(Denied, match="does not fit"):
             first.unlock(made.seal.id, "wrong", 60)
-        time.sleep(0.15)  # a wrong guess delays the next; that is what is waited for here
-        first.unlock(made.seal.id, SEAL_PASSWORD, 60)
+        until("the wrong guess is served", lambda: unlocks(first, made.seal.id, 60))
         first.seal(made.seal.id, hashes(1), INFO)
         assert "has not unlocked" in refused(second, made.seal.id).detail
         first.lock(made.seal.id)
@@ -431,7 +438,8 @@ def test_what_verification_finds(place: Place) -> None:
     with place.client(other) as client:
         client.unlock(cancelled.seal.id, SEAL_PASSWORD, 60)
         ((_, value),) = client.seal(cancelled.seal.id, hashes(1), INFO).values()
-        time.sleep(1.1)  # times in seals have whole seconds, and this is about which came first
+        sealed_by = datetime.now(UTC).replace(microsecond=0)  # times in seals have whole seconds
+        until("the next second", lambda: datetime.now(UTC) >= sealed_by + timedelta(seconds=1))
         advance(
             place.registry, cancelled.seal, Act.CANCEL,
             changes={"ended_at": instant(datetime.now(UTC)), "end_reason": "lost"},
@@ -724,8 +732,7 @@ def test_several_fronts_know_of_unlocks_and_share_limits(
             assert isinstance(refused(client, made.seal.id), Denied)
     with pytest.raises(Denied, match="does not fit"):
         follower.unlock(made.seal.id, "wrong", 60)
-    time.sleep(0.15)
-    follower.unlock(made.seal.id, SEAL_PASSWORD, 600)
+    until("the wrong guess is served", lambda: unlocks(follower, made.seal.id, 600))
     total = 20
     for client in (leader, follower) * 30:
         try:
