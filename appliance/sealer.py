@@ -129,6 +129,7 @@ class SealWork(Work):
         "on_sealed",
         "permission",
         "request",
+        "source",
         "stamped",
         "time",
     )
@@ -136,6 +137,7 @@ class SealWork(Work):
     def __init__(
         self,
         account: str,
+        source: Address,
         request: SealRequest,
         accepted_at: float,
         deadline_at: float,
@@ -145,6 +147,7 @@ class SealWork(Work):
         items = Items(Form.DIGESTS, request.items, b"", request.hashes)
         super().__init__("", items, request.priority, accepted_at, deadline_at, on_end)
         self.account = account
+        self.source = source
         self.request = request
         self.on_sealed = on_sealed
         self.loaded: LoadedSeal | None = None
@@ -229,25 +232,27 @@ class Sealer:
                 "no time-stamp authority is configured", hint="seals.timestamp.url, or seal without"
             )
         deadline_at = pipeline.deadline_at(request.deadline_ms, now)
-        work = SealWork(account, request, now, deadline_at, self._signed, on_sealed)
+        work = SealWork(account, source, request, now, deadline_at, self._signed, on_sealed)
         known = self.book.find(account, request.seal)
         if known is not None:
-            self._authorise(work, source, self.book.changes, *known)
+            self._authorise(work, self.book.changes, *known)
             if self._is_quick(work) and self.limits.take_now(known[1].grant, work.count):
                 self._digest(work)
                 self._submit(work)
                 return work
-        pipeline.spawn(self._prepare(work, source))
+        pipeline.spawn(self._prepare(work))
         return work
 
-    def _authorise(
-        self, work: SealWork, source: Address, changes: int, loaded: LoadedSeal, permission: Permission
-    ) -> None:
-        """All but the limits. ``changes`` is the book's count as what is known was looked up."""
+    def _check_allowed(self, work: SealWork, loaded: LoadedSeal, permission: Permission) -> None:
+        """Grant and seal, as they are now."""
         now = self._now()
-        permission.check(Operation.SEAL, now, source)
+        permission.check(Operation.SEAL, now, work.source)
         permission.check_reference(work.request.reference)
         _check_usable(loaded, now)
+
+    def _authorise(self, work: SealWork, changes: int, loaded: LoadedSeal, permission: Permission) -> None:
+        """All but the limits. ``changes`` is the book's count as what is known was looked up."""
+        self._check_allowed(work, loaded, permission)
         seal_id = loaded.seal.id
         if not self.unlocks.is_unlocked(work.account, seal_id):
             raise Denied(
@@ -256,7 +261,7 @@ class Sealer:
             )
         work.loaded, work.permission = loaded, permission
         work.changes = changes
-        work.time = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d%H%M%SZ").encode()
+        work.time = datetime.fromtimestamp(self._now(), UTC).strftime("%Y%m%d%H%M%SZ").encode()
 
     def _is_quick(self, work: SealWork) -> bool:
         assert work.loaded is not None and work.loaded.template is not None
@@ -267,7 +272,7 @@ class Sealer:
         except ValueError as error:
             raise BadRequest(str(error), hint="shorten the property infos, or split the batch") from error
 
-    async def _prepare(self, work: SealWork, source: Address) -> None:
+    async def _prepare(self, work: SealWork) -> None:
         """What takes a look into the registry, or longer than the loop should be held."""
         taken = False
         try:
@@ -275,7 +280,7 @@ class Sealer:
                 if work.loaded is None:
                     changes = self.book.changes
                     known = await self.book.load(work.account, work.request.seal)
-                    self._authorise(work, source, changes, *known)
+                    self._authorise(work, changes, *known)
                 assert work.permission is not None
                 grant = work.permission.grant
                 if not self.limits.take_now(grant, work.count):
@@ -384,8 +389,7 @@ class Sealer:
             while work.changes != self.book.changes:
                 changes = self.book.changes
                 known = self.book.find(work.account, work.request.seal)
-                loaded, _ = known or await self.book.load(work.account, work.request.seal)
-                _check_usable(loaded, self._now())
+                self._check_allowed(work, *(known or await self.book.load(work.account, work.request.seal)))
                 work.changes = changes  # what was read may be from before a further change
         except ApplianceError as error:
             work.error = error
