@@ -35,7 +35,15 @@ from appliance.algorithms import PublicKey
 from appliance.api.opening import ApiParts, HttpApi
 from appliance.api.service import tls_context as api_tls_context
 from appliance.api.small import Small
-from appliance.errors import ApplianceError, BadRequest, ConfigError, Draining, StateUnknown, Unavailable
+from appliance.errors import (
+    STATE_UNKNOWN_EXIT,
+    ApplianceError,
+    BadRequest,
+    ConfigError,
+    Draining,
+    StateUnknown,
+    Unavailable,
+)
 from appliance.eseal.chains import Trust
 from appliance.eseal.verification import Examiner
 from appliance.fronts import Following, Fronts, Leader, Place
@@ -64,7 +72,6 @@ from appliance.sharing import FollowerShare, LeaderShare
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
 from appliance.web import (
-    STATE_UNKNOWN_EXIT,
     Services,
     health_application,
     officer_application,

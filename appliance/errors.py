@@ -123,6 +123,10 @@ class StateUnknown(BaseException):
     """
 
 
+STATE_UNKNOWN_EXIT: Final = 70
+"""What the process ends with then: EX_SOFTWARE of sysexits. systemd starts us anew, and that is the repair."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the error table."""

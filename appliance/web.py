@@ -27,7 +27,16 @@ from asn1crypto.x509 import Name
 from appliance import certificates
 from appliance.accounts import Authenticator
 from appliance.algorithms import Algorithm, PublicKey
-from appliance.errors import ApplianceError, BadRequest, Conflict, Denied, NotFound, StateUnknown, Unavailable
+from appliance.errors import (
+    STATE_UNKNOWN_EXIT,
+    ApplianceError,
+    BadRequest,
+    Conflict,
+    Denied,
+    NotFound,
+    StateUnknown,
+    Unavailable,
+)
 from appliance.fronts import Fronts
 from appliance.holdings import Holdings
 from appliance.metrics import Metrics, merge_pages
@@ -39,8 +48,6 @@ from appliance.signers import SignerPool
 
 log = logging.getLogger(__name__)
 
-STATE_UNKNOWN_EXIT: Final = 70
-"""EX_SOFTWARE of sysexits: systemd starts us anew, and that is the repair."""
 MAX_BODY_LEN: Final = 65_536
 """Every request here is a handful of short fields."""
 MAX_UID: Final = 2**32 - 2

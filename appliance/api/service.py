@@ -37,6 +37,7 @@ from appliance.api.contract import Contract, Operation
 from appliance.api.limits import Allowance
 from appliance.api.sessions import Sessions
 from appliance.errors import (
+    STATE_UNKNOWN_EXIT,
     ApplianceError,
     BadRequest,
     Busy,
@@ -53,8 +54,6 @@ from appliance.settings import ApiSettings, is_loopback, split_address
 
 log = logging.getLogger(__name__)
 
-STATE_UNKNOWN_EXIT: Final = 70
-"""EX_SOFTWARE of sysexits: systemd starts us anew, and that is the repair."""
 MAX_QUERY_LEN: Final = 4_096
 """Filters and a cursor; the server's own limit for the whole line is twice that."""
 MAX_BODIES_LEN: Final = 128 << 20
