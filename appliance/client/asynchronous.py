@@ -6,6 +6,9 @@ Rules:
   within it.
 * What the server says may be retried is retried until the deadline (``retries=False`` turns that off). A request
   whose connection was lost is sent again under the same job id and index, so that nothing is lost or doubled.
+* What trying again cannot mend ends every call at once. With TLS 1.3 a server refuses a client's certificate after
+  the handshake, and many close without an alert, as the appliance does; so the same end several times in a row,
+  before a byte has come, is taken for that refusal. Once is not enough: a server that is killed ends alike.
 * Streams take constant memory: no more batches are out than ``depth``.
 * ``sign`` calls made in the same turn of the loop under one key travel as one batch.
 
@@ -49,6 +52,7 @@ from appliance.errors import (
     BadRequest,
     ConfigError,
     DeadlineExceeded,
+    NotAuthenticated,
     ProtocolError,
     RequestError,
     SignerFailed,
@@ -84,6 +88,8 @@ MAX_BACK_OFF_S: Final = 2.0
 VANISHED_AFTER_S: Final = 20
 """A peer that acknowledges nothing for so long has gone; shorter would cut off a line that only stutters."""
 CLOSE_GRACE_S: Final = 1.0
+MAX_MUTE_ENDS: Final = 3
+"""TLS connections in a row that ended before a byte came: a server that restarts does not shake hands so often."""
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
 DEFAULT_DEPTH: Final = 16
@@ -135,16 +141,20 @@ class _Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
+        self.heard = False  # whether a byte came
+        self.cause: Exception | None = None  # of its end, where the transport knows one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self.cause = exc
         self.ended.set()
         self.client._lost(self)
 
     def data_received(self, data: bytes) -> None:
+        self.heard = True
         self._reader.receive(data)
         try:
             while (frame := self._reader.next_frame()) is not None:
@@ -213,6 +223,7 @@ class Client(SealCalls):
         self._gathered: dict[tuple[str, float], list[tuple[bytes, asyncio.Future[bytes]]]] = {}
         self._reconnect = asyncio.Event()
         self._failure: ApplianceError | None = None
+        self._mute_ends = 0  # see MAX_MUTE_ENDS
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self.reconnects = 0
@@ -235,7 +246,8 @@ class Client(SealCalls):
 
         ``address`` is ``unix:/path/of.sock`` or ``host:port``; the latter always speaks TLS 1.3, verified against the
         system's CAs unless ``tls`` says otherwise. ``deadline_s`` holds for this call and, by default, for each later
-        one. Raises ``NotAuthenticated``, ``Unavailable`` or ``DeadlineExceeded``.
+        one. Raises ``NotAuthenticated`` (also where the server does not accept the certificate in ``tls``),
+        ``Unavailable`` or ``DeadlineExceeded``.
         """
         client = cls(
             address,
@@ -672,16 +684,21 @@ class Client(SealCalls):
             if isinstance(self._failure, RequestError):
                 return
             try:
-                self._link = self._last_link = await self._open(generation)
-                if self._link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
+                self._link = self._last_link = link = await self._open(generation)
+                if link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
                     self._reconnect.set()
-                self._link.write(wire.encode_hello(self._hello))
+                link.write(wire.encode_hello(self._hello))
                 began_at = self._loop.time()
                 await self._reconnect.wait()
                 self._reconnect.clear()
+                self._learn_from_end(link)
                 if self._loop.time() - began_at > MAX_BACK_OFF_S:
                     back_off_s = FIRST_BACK_OFF_S
             except (OSError, ssl.SSLError) as error:
+                if (reason := _certificate_alert(error)) is not None:
+                    self._broken(_certificate_refused(self._address, reason))
+                    return
+                self._mute_ends = 0
                 self._failure = Unavailable(
                     f"cannot connect to {self._address}: {error}", hint="is cloud-seald running there?"
                 )
@@ -697,6 +714,18 @@ class Client(SealCalls):
             self.reconnects += 1
             await asyncio.sleep(back_off_s * random.uniform(0.5, 1.0))  # noqa: S311  # spreads a herd
             back_off_s = min(back_off_s * 2, MAX_BACK_OFF_S)
+
+    def _learn_from_end(self, link: _Link) -> None:
+        """A server that refuses our certificate will do so again."""
+        if link.heard or self._address.startswith("unix:"):
+            self._mute_ends = 0
+            return
+        self._mute_ends += 1
+        reason = _certificate_alert(link.cause)
+        if reason is None and self._mute_ends >= MAX_MUTE_ENDS:
+            reason = f"the connection was closed after the TLS handshake, {self._mute_ends} times, before an answer"
+        if reason is not None:
+            self._broken(_certificate_refused(self._address, reason))
 
     async def _open(self, generation: int) -> _Link:
         def make() -> _Link:
@@ -737,6 +766,25 @@ class Client(SealCalls):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _certificate_alert(error: Exception | None) -> str | None:
+    """The TLS alert by which the peer refused our certificate, or asked for one; None for any other error."""
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    if not isinstance(reason, str) or "_ALERT_" not in reason:
+        return None
+    alert = reason.partition("_ALERT_")[2].lower()
+    return (
+        f"TLS alert {alert}" if "certificate" in alert or alert in ("unknown_ca", "access_denied") else None
+    )
+
+
+def _certificate_refused(address: str, reason: str) -> NotAuthenticated:
+    return NotAuthenticated(
+        f"authentication failed: {address} does not accept the client's certificate ({reason})",
+        hint="expected one that is valid now and issued by a CA in the appliance's listen.tls.client_ca_file, or"
+        " none and a password",
+    )
 
 
 def receipts(answer: SignedAnswer) -> Iterator[Receipt]:

@@ -227,6 +227,72 @@ def test_turned_away_for_now_and_let_in_later(script: Script) -> None:
     script(test)
 
 
+@pytest.fixture
+def over_tcp(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """An address with a port that leads to the scripted server: the handshake of TLS is behind us."""
+
+    def lead(address: str) -> str:
+        async def open_link(client: Client, generation: int) -> Any:
+            def make() -> Any:
+                return client_module._Link(client, generation)
+
+            loop = asyncio.get_running_loop()
+            return (await loop.create_unix_connection(make, address.removeprefix("unix:")))[1]
+
+        monkeypatch.setattr(Client, "_open", open_link)
+        return "appliance.example:9443"
+
+    return lead
+
+
+def test_a_server_that_hangs_up_after_each_handshake_does_not_accept_the_certificate(
+    script: Script, over_tcp: Callable[[str], str]
+) -> None:
+    """TLS 1.3 refuses a client's certificate after the handshake, and the appliance does so without an alert."""
+
+    async def test(server: Server, address: str) -> None:
+        connecting = start(Client.connect(over_tcp(address), account="a"))
+        for _ in range(client_module.MAX_MUTE_ENDS):
+            (await server.peers.get()).close()
+        with pytest.raises(NotAuthenticated, match=r"appliance\.example:9443 .*certificate") as error:
+            await connecting
+        assert "listen.tls.client_ca_file" in error.value.hint
+        assert asyncio.get_running_loop().time() < 1_001, "at once"
+        assert server.peers.empty(), "it did not try again"
+
+    script(test)
+
+
+def test_a_server_that_is_killed_after_the_handshake_refuses_nobody(
+    script: Script, over_tcp: Callable[[str], str]
+) -> None:
+    async def test(server: Server, address: str) -> None:
+        client, peer = await connected(server, over_tcp(address))
+        call = start(client.sign_batch("k", block(1)))
+        for _ in range(3):
+            await peer.sign()
+            peer.close()
+            for _ in range(client_module.MAX_MUTE_ENDS - 1):
+                (await server.peers.get()).close()
+            peer = await server.peer()
+        peer.signed(*await peer.sign())
+        await call
+        await client.close()
+
+    script(test)
+
+
+def test_a_unix_socket_has_no_certificates(script: Script) -> None:
+    async def test(server: Server, address: str) -> None:
+        connecting = start(Client.connect(address, account="a"))
+        for _ in range(client_module.MAX_MUTE_ENDS + 1):
+            (await server.peers.get()).close()
+        await server.peer()
+        await (await connecting).close()
+
+    script(test)
+
+
 # Calls ------------------------------------------------------------------------------------------------------
 
 
