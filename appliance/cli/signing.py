@@ -21,7 +21,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography.hazmat.primitives import hashes
 
@@ -35,9 +35,9 @@ from appliance.algorithms import (
 )
 from appliance.cli.files import read_der, read_limited, write_durably
 from appliance.cli.show import Answer, Screen, Table, fields
-from appliance.cli.target import add_wire_options, connect, run
+from appliance.cli.target import add_wire_options, connect, readiness, run, settings_of
 from appliance.client import Client
-from appliance.errors import BadRequest, Conflict, NotFound, SignerFailed, Unavailable
+from appliance.errors import ApplianceError, BadRequest, Conflict, NotFound, SignerFailed, Unavailable
 from appliance.verifying import sm2_z
 
 READ_LEN: Final = 1 << 20
@@ -300,7 +300,41 @@ async def _status_async(args: argparse.Namespace) -> Answer:
     if appliance is None:
         return Answer(document, [table])
     document["appliance"] = appliance
-    return Answer(document, [*_appliance_tables(appliance), table])
+    fronts = await asyncio.to_thread(_all_fronts, args, appliance)
+    document["fronts"] = {"configured": fronts.configured, "known": list(fronts.known)}
+    return Answer(document, [*_appliance_tables(appliance, fronts), table])
+
+
+class _Fronts(NamedTuple):
+    """The front processes of the appliance: those we know the status of, by their number."""
+
+    known: tuple[dict[str, Any], ...]
+    configured: int | None
+    """How many there should be; None where the configuration is on another machine."""
+
+    def __str__(self) -> str:
+        reached = self.known[0].get("front", 0)
+        if self.configured is None:
+            return f"shown is {reached}, which answered; on the appliance's machine all are"
+        if len(self.known) == self.configured:
+            return str(self.configured)
+        shown = f"shown is {reached}, which answered" if len(self.known) == 1 else f"{len(self.known)} serve"
+        return f"{self.configured}; {shown}"
+
+
+def _all_fronts(args: argparse.Namespace, reached: dict[str, Any]) -> _Fronts:
+    """Over the wire one front tells of itself; on the appliance's own machine readiness tells of all."""
+    if args.address is not None:
+        return _Fronts((reached,), None)
+    web, count = settings_of(args).web, settings_of(args).front_processes
+    if count == 1 or web.health is None:
+        return _Fronts((reached,), count)
+    try:
+        leader = readiness(web.health)
+    except ApplianceError:  # somebody else may have the port, or the daemon another configuration by now
+        return _Fronts((reached,), count)
+    known = [leader, *leader.pop("fronts", [])]
+    return _Fronts(tuple(sorted(known, key=lambda one: int(one["front"]))), count)
 
 
 def _algorithm_label(number: int) -> str | None:
@@ -310,13 +344,26 @@ def _algorithm_label(number: int) -> str | None:
         return None  # no algorithm where the key is unknown; and a newer appliance may know more than we do
 
 
-def _appliance_tables(appliance: dict[str, Any]) -> list[Table]:
-    """The tokens as a table; whatever else the appliance tells, now or later, as names and values."""
-    plain = [[name, str(value)] for name, value in appliance.items() if not isinstance(value, list | dict)]
-    tables = [fields("appliance", plain)]
-    tokens = [token for token in appliance.get("tokens", ()) if isinstance(token, dict)]
-    if tokens:
+def _appliance_tables(appliance: dict[str, Any], fronts: _Fronts) -> list[Table]:
+    """The tokens of each front as a table; whatever else it tells, now or later, as names and values."""
+    several = len(fronts.known) > 1
+    tables = []
+    for front in fronts.known:
+        plain = [[name, str(value)] for name, value in front.items() if not isinstance(value, list | dict)]
+        if front is fronts.known[0]:
+            plain.append(["fronts", str(fronts)])
+        tables.append(
+            fields("appliance" if front is fronts.known[0] else f"front {front.get('front')}", plain)
+        )
+    rows = [
+        [*([str(front.get("front"))] if several else []), *_token_row(token)]
+        for front in fronts.known
+        for token in front.get("tokens", ())
+        if isinstance(token, dict)
+    ]
+    if rows:
         columns = (
+            *(["front"] if several else []),
             "token",
             "state",
             "workers>",
@@ -326,7 +373,7 @@ def _appliance_tables(appliance: dict[str, Any]) -> list[Table]:
             "refused keys",
             "reason",
         )
-        tables.append(Table(columns, [_token_row(token) for token in tokens]))
+        tables.append(Table(columns, rows))
     return tables
 
 

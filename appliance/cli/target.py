@@ -44,7 +44,7 @@ from appliance.errors import (
     ProtocolError,
     Unavailable,
 )
-from appliance.settings import Settings, load_settings
+from appliance.settings import Settings, load_settings, split_address
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ MAX_ANSWER_LEN: Final = 64 << 20
 """An officers' answer lists keys or accounts; a longer one is not ours."""
 OFFICER_TIMEOUT_S: Final = 60.0
 """Making a key pair on a slow token takes seconds; a minute of silence means that nobody is there."""
+READINESS_TIMEOUT_S: Final = 5.0
+"""It is beside us, and what it says is shown beside something else: not worth a long wait."""
 MAX_DEADLINE_S: Final = 86_400.0
 MAX_PASSWORD_FILE_LEN: Final = 4_096
 
@@ -330,6 +332,25 @@ def exchange(
         ) from error
     finally:
         connection.close()
+
+
+def readiness(address: str) -> dict[str, Any]:
+    """What ``/readyz`` tells of the appliance on this machine: the leading front, and the others under ``fronts``.
+
+    ``address`` is ``web.health``.
+    """
+    host, port = split_address(address)
+    connection = http.client.HTTPConnection(host, port, timeout=READINESS_TIMEOUT_S)
+    _, raw, _ = exchange(connection, f"http://{address}/readyz", "GET", "/readyz", None, {})
+    try:
+        document = json.loads(raw)
+        fronts = [document, *document.get("fronts", [])]
+        sound = all(isinstance(one["front"], int) for one in fronts)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        sound = False
+    if not sound:  # somebody else's port
+        raise ProtocolError(f"http://{address}/readyz: expected the appliance's status, got something else")
+    return dict(document)
 
 
 def read_answer(status: int, raw: bytes) -> Any:

@@ -193,6 +193,7 @@ def test_a_missing_file_is_named(cli: Any, tmp_path: Path) -> None:
 def test_the_appliance_tells_how_it_is(cli: Any) -> None:
     document = cli("status").document
     assert document["appliance"]["state"] == "ready"
+    assert document["fronts"] == {"configured": 1, "known": [document["appliance"]]}
     assert "k" in [key["name"] for key in document["keys"]]
     text = cli("status", as_json=False).out
     assert "softhsm2\tup\t2/2" in text

@@ -171,6 +171,23 @@ def test_an_act_whose_answer_was_lost_is_not_called_undone(tmp_path: Path, metho
     assert ("not known" in error.value.detail) == told
 
 
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"front": 0, "fronts": [1]}'])
+def test_a_port_of_somebody_else_tells_no_readiness(body: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(65_536)
+                peer.sendall(response(200, body))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(ProtocolError, match="expected the appliance's status"):
+            target.readiness(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from appliance_fixture import PASSWORD, Appliance, Bench, children_of, digests, is_alive, until
 
+from appliance.cli.main import main
 from appliance.client import SyncClient
 from appliance.errors import Conflict, NotFound
 
@@ -67,6 +71,34 @@ def test_numbers_are_those_of_all_fronts(appliance: Appliance) -> None:
         assert appliance.metric("cloudseal_connections") >= FRONTS
         assert appliance.metric("cloudseal_token_up", token=appliance.profile["name"]) == 1
         assert {one["front"] for one in appliance.status()["fronts"]} == set(range(1, FRONTS))
+
+
+def test_status_shows_all_fronts_whichever_answers(
+    appliance: Appliance, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.touch(0o600)
+    password.write_text(PASSWORD)
+    command = ["status", "--config", str(appliance.config_file), "--account", "app"]
+    command += ["--password-file", str(password)]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["fronts"]["configured"] == FRONTS
+    assert [one["front"] for one in document["fronts"]["known"]] == list(range(FRONTS))
+    assert all(one["tokens"] for one in document["fronts"]["known"])
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"fronts\t{FRONTS}" in lines
+    for index in range(FRONTS):
+        assert any(line.startswith(f"{index}\t{appliance.profile['name']}\tup") for line in lines), lines
+    # From elsewhere only the front that answered can be told of, and it is said that it is one of several.
+    assert main([*command, "--address", appliance.address]) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("fronts\t")]
+    assert re.fullmatch(r"fronts\tshown is [01], which answered; on the appliance's machine all are", line)
+    # And where health is off or not ours.
+    appliance.change_settings(web={"health": None})
+    assert main(command) == 0
+    assert re.search(r"^fronts\t2; shown is [01], which answered$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_follower_that_dies_is_replaced(appliance: Appliance) -> None:
