@@ -4,9 +4,6 @@ _Block: TypeAlias = bytes | bytearray | memoryview
 
 MAX_SMALL: Final[int]
 
-def read_signs(
-    data: bytes, max_payload_len: int, /
-) -> list[tuple[int, bytes, int, int, int, int, str, bytes, int]] | None: ...
 def read_answers(data: bytes, /) -> list[tuple[int, int, int, int, int, bytes, bytes]] | None: ...
 def pack_signed(
     request_id: int, job_and_index: _Block, statuses: _Block, signatures: _Block, /

@@ -17,6 +17,8 @@ Rules:
   turns.
 * What waits is bounded (``max_queued_items``); beyond it ``submit`` raises ``Busy`` and says when to come back.
 * Signatures come back as one block and are copied at most once; no object exists for an item.
+* Small requests that need no decision go past all this in a *lane* (``_express``), which follows the same rules and
+  counts with the same numbers. It takes nothing while anything is queued here, and hands over what goes wrong.
 
 Crash story: a worker that is gone takes its slices with it. Their parts come back split, as *suspects*: each gets an
 idle worker for itself, with no other slice beside or behind it, so that whoever dies with it dies of it. An item that
@@ -32,8 +34,9 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
+from appliance import _express
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN
 from appliance.errors import ApplianceError, Busy, DeadlineExceeded
 from appliance.settings import SignerSettings
@@ -57,6 +60,7 @@ MIN_ITEM_S: Final = 1e-7
 """No token is faster; a worker whose clock says so must not make slices endless."""
 EWMA_WEIGHT: Final = 0.2
 _DIGESTS: Final = Form.DIGESTS  # asked for each slice, and an Enum looks its members up in Python
+_TOO_LATE: Final = "the deadline passed before all items were signed"
 _BULK: Final = Priority.BULK
 _AUTOMATIC: Final = Priority.AUTOMATIC
 
@@ -143,6 +147,25 @@ class Work:
             self.offsets = list(accumulate(lengths, initial=0))
         data = memoryview(self.items.data)[self.offsets[first] : self.offsets[first + count]]
         return memoryview(self.items.lengths)[first * 4 : (first + count) * 4], data
+
+
+class Owner(Protocol):
+    """Who asked for what is in a lane: a session."""
+
+    def adopt(self, work: Work, request_id: int, job: bytes) -> Callable[[Work], None]:
+        """It is a work like others from now on; what is to be told of its end."""
+
+    def late(self, request_id: int, count: int, accepted_at: float, error: ApplianceError) -> None:
+        """Its deadline has passed."""
+
+
+Entry: TypeAlias = tuple[Owner | None, str, int, bytes, bytes, int, float, float]
+"""Of a lane: owner, key, request id, job id and first index as they came, digests, priority, accepted at, deadline at.
+Without an owner nobody waits for it any more."""
+
+
+def _nobody_waits(work: Work) -> None:
+    """It had ended before."""
 
 
 class Part:
@@ -264,12 +287,25 @@ class Dispatcher:
         max_queued_items: int,
         clock: Callable[[], float],
         want_key: Callable[[str], None],
+        bounds: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()),
     ) -> None:
+        """``bounds`` are those of the histograms of seconds and of items that the lane counts in."""
         self._settings = settings
         self._max_queued_items = max_queued_items
         self._clock = clock
         self._want_key = want_key
-        self._workers: list[Worker] = []
+        self.lane = _express.Lane(
+            slice_target_s=settings.slice_target_ms / 1_000,
+            max_slice_items=settings.max_slice_items,
+            stay_s=STAY_S,
+            stay_patience_s=STAY_PATIENCE_S,
+            min_ahead_items=MIN_AHEAD_ITEMS,
+            max_queued_items=max_queued_items,
+            item_s=FIRST_GUESS_ITEM_S,
+            seconds=bounds[0],
+            items=bounds[1],
+        )
+        self._workers: list[Worker] = self.lane.workers
         self._up_since: dict[Worker, float] = {}
         self._interactive = _Class()
         self._bulk = _Class()
@@ -278,10 +314,6 @@ class Dispatcher:
         self._fresh: list[Part] = []  # submitted since the last `pump`, and in no queue yet
         self._live: dict[Work, None] = {}
         self._turn = 0
-        self._item_s = FIRST_GUESS_ITEM_S
-        self._moved_at = 0.0  # the last answer, or the first slice given while there was none
-        self.queued_items = 0
-        self.inflight_items = 0
         self.retried_parts = 0
 
     # Work in, work out ----------------------------------------------------------------------------------
@@ -295,22 +327,44 @@ class Dispatcher:
                 retry_after_ms=self.retry_after_ms(),
             )
         self._live[work] = None
-        self.queued_items += work.count
+        self.lane.queued_items += work.count
+        self.lane.held = True  # until the next `pump`: who came first goes first
         self._fresh.append(Part(work, 0, work.count))
 
     def retry_after_ms(self) -> int:
         """How long until half of what waits is done, as far as we can tell."""
         sessions = sum(worker.sessions for worker in self._workers) or 1
-        return max(10, min(5_000, int(self.queued_items * self._item_s / sessions * 500)))
+        return max(10, min(5_000, int(self.queued_items * self.lane.item_s / sessions * 500)))
+
+    def adopt(self, entries: Iterable[Entry]) -> list[Part]:
+        """Requests that the lane hands over: parts of works of their own, of which each ends once, as any."""
+        parts = []
+        for owner, key, request_id, job, digests, priority, accepted_at, deadline_at in entries:
+            items = Items(_DIGESTS, len(digests) // DIGEST_LEN, b"", digests)
+            work = Work(key, items, Priority(priority), accepted_at, deadline_at, _nobody_waits)
+            if owner is None:
+                work.ended = True
+            else:
+                work.on_end = owner.adopt(work, request_id, job)
+                self._live[work] = None
+            parts.append(Part(work, 0, work.count))
+        return parts
+
+    def adopt_waiting(self) -> None:
+        """What waits in the lane waits here from now on; it counts as queued already."""
+        if self.lane.waiting_items:
+            self._fresh += self.adopt(self.lane.take_waiting())
 
     def fail_all(self, error: ApplianceError) -> None:
         """The token is down: everything accepted gets that answer; what workers still hold is ignored."""
+        self.adopt_waiting()
         for work in list(self._live):
             self.end(work, error)
         self._drop_ended()
 
     def fail_key(self, key: str, error: ApplianceError) -> None:
         """No worker can use that key: whatever waits for it gets that answer."""
+        self.adopt_waiting()
         for work in [work for work in self._live if work.key == key]:
             self.end(work, error)
         self._drop_ended()
@@ -320,9 +374,11 @@ class Dispatcher:
         now = self._clock()
         late = [work for work in self._live if work.deadline_at <= now]
         for work in late:
-            self.end(work, DeadlineExceeded("the deadline passed before all items were signed"))
+            self.end(work, DeadlineExceeded(_TOO_LATE))
         if late:
             self._drop_ended()
+        for owner, request_id, count, accepted_at in self.lane.expire(now):
+            owner.late(request_id, count, accepted_at, DeadlineExceeded(_TOO_LATE))
 
     def cancel(self, works: Iterable[Work]) -> None:
         """Nobody waits for these any more."""
@@ -332,14 +388,29 @@ class Dispatcher:
         self._drop_ended()
 
     @property
+    def queued_items(self) -> int:
+        """Items that wait, in the lane too."""
+        return self.lane.queued_items
+
+    @property
+    def inflight_items(self) -> int:
+        """Items with workers."""
+        return self.lane.inflight_items
+
+    @property
     def item_s(self) -> float:
         """What an item takes inside a worker, lately."""
-        return self._item_s
+        return self.lane.item_s
 
     @property
     def live_requests(self) -> int:
         """Requests accepted and not answered."""
-        return len(self._live)
+        return len(self._live) + self.lane.live
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether anything waits here, and so the lane takes nothing."""
+        return bool(self._fresh or self._interactive or self._bulk or self._suspects or self._confined)
 
     def end(self, work: Work, error: ApplianceError) -> None:
         """Answer one work with an error."""
@@ -353,10 +424,10 @@ class Dispatcher:
                 queue = class_.queue(key)
                 queue.parts = deque(part for part in queue.parts if not part.work.ended)
                 items = sum(part.count for part in queue.parts)
-                self.queued_items -= queue.items - items
+                self.lane.queued_items -= queue.items - items
                 queue.items = items
                 class_.drop_if_empty(queue)
-        self.queued_items -= sum(part.count for part in self._suspects if part.work.ended)
+        self.lane.queued_items -= sum(part.count for part in self._suspects if part.work.ended)
         self._suspects = deque(part for part in self._suspects if not part.work.ended)
 
     # Workers --------------------------------------------------------------------------------------------
@@ -377,8 +448,9 @@ class Dispatcher:
         if worker in self._workers:
             self._workers.remove(worker)
         self._confined.discard(worker)
+        self.adopt_waiting()  # perhaps for a key that nobody else has
         for piece in reversed(list(slices)):
-            self.inflight_items -= piece.count
+            self.lane.inflight_items -= piece.count
             for part in reversed(piece.parts):
                 self._retry(part, worker)
         self._up_since.pop(worker, None)
@@ -394,11 +466,12 @@ class Dispatcher:
         execution_s: float,
     ) -> None:
         """A worker has answered: the first ``done`` items are decided, the others must go elsewhere."""
-        self.inflight_items -= piece.count
+        self.lane.inflight_items -= piece.count
         worker.outstanding -= 1
-        self._moved_at = self._clock()
+        lane = self.lane
+        lane.moved_at = self._clock()
         if done:
-            self._item_s = max(MIN_ITEM_S, self._item_s + EWMA_WEIGHT * (execution_s / done - self._item_s))
+            lane.item_s = max(MIN_ITEM_S, lane.item_s + EWMA_WEIGHT * (execution_s / done - lane.item_s))
         if len(piece.parts) == 1 and done == piece.count:
             part = piece.parts[0]
             self._take(part, statuses, signatures)
@@ -422,7 +495,7 @@ class Dispatcher:
 
     def slice_refused(self, worker: Worker, piece: Slice, error: ApplianceError) -> None:
         """A worker says that this slice cannot be asked of this token at all."""
-        self.inflight_items -= piece.count
+        self.lane.inflight_items -= piece.count
         worker.outstanding -= 1
         for part in piece.parts:
             self.end(part.work, error)
@@ -450,20 +523,25 @@ class Dispatcher:
         if part.count == 1 and attempts >= self._settings.max_attempts:
             self._take(part, bytes((ItemStatus.FAILED,)), bytes(SIGNATURE_LEN))
             return
+        self.adopt_waiting()  # suspects go before all others, and a lane knows none
         step = -(-part.count // SPLIT)
         for offset in reversed(range(0, part.count, step)):
             count = min(step, part.count - offset)
             self._suspects.appendleft(Part(part.work, part.first + offset, count, attempts, failed_at))
-        self.queued_items += part.count
+        self.lane.queued_items += part.count
 
     # Slices ---------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Give waiting work to workers that have room."""
+        if self.lane.waiting_items:
+            self.lane.pump()  # it is older than whatever waits here, and a clerk's
         if self._fresh:
-            if self._went_straight():
-                return
             self._queue_fresh()
+        self._pump()
+        self.lane.held = self.has_queued
+
+    def _pump(self) -> None:
         closed = self._place_suspects() if self._suspects or self._confined else _NOBODY
         while self._interactive or self._bulk:
             worker = self._least_loaded(closed)
@@ -474,30 +552,6 @@ class Dispatcher:
                 self._pump_keys_not_everywhere(closed)
                 return
             self._send(worker, piece)
-
-    def _went_straight(self) -> bool:
-        """A lone item before an idle worker needs no queue."""
-        fresh = self._fresh
-        if len(fresh) > 1 or self._interactive or self._bulk or self._suspects or self._confined:
-            return False
-        part = fresh[0]
-        work = part.work
-        if part.count > 1:
-            return False
-        chosen: Worker | None = None
-        for worker in self._workers:
-            if worker.outstanding:
-                if self._stays():
-                    return False
-            elif chosen is None and worker.has_key(work.key):
-                chosen = worker
-        if chosen is None:
-            return False
-        fresh.clear()
-        self.queued_items -= 1
-        piece = Slice(work.key, work.items.form, [part], 1, work.bulk, self._clock())
-        self._send(chosen, piece)
-        return True
 
     def _queue_fresh(self) -> None:
         for part in self._fresh:
@@ -525,7 +579,7 @@ class Dispatcher:
                 resting = worker
                 continue
             self._confined.add(worker)
-            self.queued_items -= part.count
+            self.lane.queued_items -= part.count
             self._send(
                 worker, Slice(key, part.work.items.form, [part], part.count, part.work.bulk, self._clock())
             )
@@ -533,18 +587,19 @@ class Dispatcher:
         return self._confined if resting is None else self._confined | {resting}
 
     def _send(self, worker: Worker, piece: Slice) -> None:
-        if not self.inflight_items:
-            self._moved_at = piece.sent_at
-        self.inflight_items += piece.count
+        if not self.lane.inflight_items:
+            self.lane.moved_at = piece.sent_at
+        self.lane.inflight_items += piece.count
         worker.outstanding += 1
         worker.send(piece)
 
     def _stays(self) -> bool:
         """Whether there is so little to do that idle workers are not woken for it."""
+        lane = self.lane
         return (
-            self.inflight_items > 0
-            and (self.queued_items + self.inflight_items) * self._item_s < STAY_S
-            and self._clock() - self._moved_at < STAY_PATIENCE_S
+            lane.inflight_items > 0
+            and (lane.queued_items + lane.inflight_items) * lane.item_s < STAY_S
+            and self._clock() - lane.moved_at < STAY_PATIENCE_S
         )
 
     def _least_loaded(self, closed: AbstractSet[Worker]) -> Worker | None:
@@ -597,7 +652,7 @@ class Dispatcher:
 
         A request that fits into a slice is not cut, so that its answer is not put together again.
         """
-        target = int(self._settings.slice_target_ms / 1_000 / self._item_s)
+        target = int(self._settings.slice_target_ms / 1_000 / self.lane.item_s)
         idle = 0
         for worker in self._workers:
             idle += max(0, worker.sessions - worker.outstanding)
@@ -625,5 +680,5 @@ class Dispatcher:
                     queue.parts.popleft()
                 break
         queue.items -= count
-        self.queued_items -= count
+        self.lane.queued_items -= count
         return Slice(queue.key, parts[0].work.items.form, parts, count, bulk, self._clock())

@@ -15,8 +15,9 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from appliance import _express
 from appliance.algorithms import Algorithm, PublicKey
 from appliance.errors import BadRequest, NotFound, RequestError, SignerFailed
 from appliance.policy import EVERY_KEY, Account, HeldKey
@@ -24,6 +25,7 @@ from appliance.registry import KeyPurpose, Registry
 from appliance.wire import MAX_NAME_LEN
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 MAX_SEAL_KEYS: Final = 100_000
 """Keys of seals that are remembered, some 50 MB: more seals than that are not in use at once."""
@@ -65,8 +67,8 @@ class Holdings:
         self.unfinished = asyncio.Event()
         """Set where a key's making may have been cut short; ``finish_unfinished`` is due once its token is up."""
         self.unfinished.set()  # an earlier process may have left some
-        self._accounts: dict[str, Account] = {one.name: one for one in registry.all_accounts()}
-        self._keys: dict[str, HeldKey] = {one.name: self._marked(one) for one in registry.all_keys()}
+        self._accounts: dict[str, Account] = _Told({one.name: one for one in registry.all_accounts()})
+        self._keys: dict[str, HeldKey] = _Told({one.name: self._marked(one) for one in registry.all_keys()})
         self._seal_keys: OrderedDict[str, HeldKey] = OrderedDict()  # those wanted last, the latest at the end
         self._seal_key_changes = 0
 
@@ -256,6 +258,18 @@ class Holdings:
             known = self._accounts[account]
             self._accounts[account] = replace(known, grants=known.grants - {key_name})
             await self.announce("account", account)
+
+
+class _Told(dict[str, _T]):
+    """A mapping of which each change ends what was allowed by what it held before."""
+
+    def __setitem__(self, name: str, value: _T) -> None:
+        super().__setitem__(name, value)
+        _express.withdraw()
+
+    def pop(self, name: str, *default: Any) -> Any:
+        _express.withdraw()
+        return super().pop(name, *default)
 
 
 async def _nobody_else(kind: str, name: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,6 +26,9 @@ from prometheus_client.registry import Collector
 
 from appliance import __version__
 from appliance.errors import TABLE
+
+if TYPE_CHECKING:
+    from appliance._express import Lane
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 # Without it every series has a second one, its start time, which tells nothing that we need.
@@ -96,6 +99,12 @@ class Histogram(Collector):
         """Count one; ``value`` is the label's."""
         self._counts[value][bisect_left(self._bounds, amount)] += 1
         self._sums[value] += amount
+
+    def add(self, value: str, counts: Sequence[int], total: float) -> None:
+        """Count what was counted elsewhere with the same bounds."""
+        mine = self._counts[value]
+        mine[:] = map(int.__add__, mine, counts)
+        self._sums[value] += total
 
     def collect(self) -> Iterable[Metric]:
         """What a scrape reads: cumulative counts, as the exposition format has them."""
@@ -216,6 +225,7 @@ class Metrics:
         hangs = Counter(
             "cloudseal_worker_hangs", "Signer workers killed at their deadline.", ["token"], registry=registry
         )
+        self._lanes: dict[str, Lane] = {}
         self._workers = {token: workers.labels(token) for token in tokens}
         self._restarts = {token: restarts.labels(token) for token in tokens}
         self._hangs = {token: hangs.labels(token) for token in tokens}
@@ -259,8 +269,23 @@ class Metrics:
         """What the book of seals is like, read when asked for."""
         self.registry.register(_Book(book))
 
+    def follow(self, token: str, lane: Lane) -> None:
+        """What passes that lane is counted in it, and added up when it is asked for."""
+        self._lanes[token] = lane
+
+    def _add_up(self) -> None:
+        for token, lane in self._lanes.items():
+            requests, queue, execution, slice_items, signed, failed = lane.take_counts()
+            self._requests.values["sign", "ok"] += sum(requests[0])
+            self._request_seconds.add("sign", *requests)
+            self.items_done("sign", signed, failed)
+            self._queue.add(token, *queue)
+            self._execution.add(token, *execution)
+            self._slice_items.add(token, *slice_items)
+
     def page(self) -> bytes:
         """The text that a scrape gets."""
+        self._add_up()
         return generate_latest(self.registry)
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-from appliance import __version__
+from appliance import __version__, _express
 from appliance.algorithms import PublicKey
 from appliance.certificates import Request
 from appliance.dispatch import Work
@@ -85,7 +85,17 @@ class Pipeline:
         self._clock = clock
         self._verifying_items = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.draining = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        _express.withdraw()
 
     def deadline_at(self, deadline_ms: int, now: float) -> float:
         """When the caller stops waiting; 0 asks for the default, and nobody waits for ever."""
@@ -128,9 +138,17 @@ class Pipeline:
     # Signing --------------------------------------------------------------------------------------------
 
     def sign(
-        self, account_name: str, request: SignRequest, now: float, on_end: Callable[[Work], None]
+        self,
+        account_name: str,
+        request: SignRequest,
+        now: float,
+        on_end: Callable[[Work], None],
+        client: _express.Client | None = None,
     ) -> Work:
-        """Accept it (``on_end`` is called once, later) or raise; call ``pump`` once all that arrived is accepted."""
+        """Accept it (``on_end`` is called once, later) or raise; call ``pump`` once all that arrived is accepted.
+
+        The next ones under that key may go past us where they come from the same ``client``, until something changes.
+        """
         self._check_draining()
         account = check_active(self._holdings.accounts.get(account_name), account_name)
         key = signing_key(account, self._holdings.keys.get(request.key), request.key)
@@ -148,6 +166,9 @@ class Pipeline:
                 return work
             work.items = self._hashed(key, items)
         pool.submit(work)
+        if client is not None and items.form is Form.DIGESTS:
+            times = self._times
+            client.allow(key.name, pool.dispatcher.lane, times.default_deadline_s, times.max_deadline_s)
         return work
 
     async def sign_message(self, key: HeldKey, message: bytes) -> bytes:

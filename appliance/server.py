@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from appliance import _frames, wire
+from appliance import wire
 from appliance.accounts import Authenticator, Transport
 from appliance.errors import ConfigError, ProtocolError, Unavailable
 from appliance.metrics import Metrics
@@ -73,13 +73,6 @@ class Permits:
             return True
         self._waiting.append((length, connection))
         return False
-
-    def take_at_once(self, length: int) -> bool:
-        """Take a permit if there is one and nobody waits; else nothing happens."""
-        if self._waiting or length > self._free:
-            return False
-        self._free -= length
-        return True
 
     def give(self, length: int) -> None:
         """A permit is free again."""
@@ -172,14 +165,20 @@ class Connection(asyncio.Protocol):
             server.clock,
             server.sealer,
         )
+        sock = transport.get_extra_info("socket")
+        self._session.client.attach(transport, -1 if self._is_tls else sock.fileno())
 
     def data_received(self, data: bytes) -> None:
         """Bytes are there."""
         session = self._session
         if session is None or session.state is _CLOSED:
             return
-        if session.state is _READY and self._reader.is_empty and self._process_small(session, data):
-            return
+        if session.state is _READY and self._reader.is_empty:
+            taken = session.client.take(data)
+            if taken:
+                if taken == len(data):
+                    return
+                data = data[taken:]
         self._reader.receive(data)
         self._process()
 
@@ -230,29 +229,6 @@ class Connection(asyncio.Protocol):
             self._frame_began_at = None
         elif self._frame_began_at is None:  # a frame's time is not renewed by each of its bytes
             self._frame_began_at = self._server.clock()
-
-    def _process_small(self, session: Session, data: bytes) -> bool:
-        """The short way for what is nothing but small SIGN frames, and may be kept at once; False if it is not."""
-        server = self._server
-        requests = _frames.read_signs(data, server.settings.window.max_payload_len)
-        if requests is None:
-            return False
-        permit_len = len(data) - len(requests) * wire.HEADER_LEN
-        if not server.permits.take_at_once(permit_len):
-            return False
-        self._held_len += permit_len
-        outbox = server.outbox
-        outbox.begin()
-        try:
-            for request in requests:
-                session.sign_small(request)
-        except ProtocolError as error:
-            server.count_protocol_error()
-            session.fail(error)
-        finally:
-            server.pipeline.pump()
-            outbox.end()
-        return True
 
     def _admit(self, header: Header) -> bool:
         """Say whether the payload of a frame that begins may be kept."""

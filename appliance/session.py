@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from enum import IntEnum, auto
 from typing import Any, Final, Protocol, TypeAlias
 
-from appliance import __version__, _frames, wire
+from appliance import __version__, _express, _frames, wire
 from appliance.accounts import Authenticator, Transport
 from appliance.dispatch import Work
 from appliance.errors import ApplianceError, ProtocolError, WindowExceeded
@@ -27,7 +27,7 @@ from appliance.seal_session import SealConversation
 from appliance.sealer import Sealer
 from appliance.sealing import LOOPBACK, address_of
 from appliance.settings import WindowSettings
-from appliance.wire import JOB_ID_LEN, Form, Frame, FrameType, Items, Priority, SignRequest
+from appliance.wire import Frame, FrameType, SignRequest
 
 
 class State(IntEnum):
@@ -58,10 +58,6 @@ class Peer(Protocol):
 Tag: TypeAlias = tuple[int, bytes, int]
 """What a work is to be answered with: its request id, its job id and first index as they came, its permit's length."""
 JOB_AND_INDEX_LEN: Final = 24
-SmallSign: TypeAlias = tuple[int, bytes, int, int, int, int, str, bytes, int]
-"""A SIGN as ``_frames.read_signs`` has it."""
-_DIGESTS: Final = Form.DIGESTS
-_PRIORITIES: Final = tuple(Priority)
 
 
 class Session:
@@ -88,8 +84,8 @@ class Session:
         self._metrics = metrics
         self._clock = clock
         self._works: dict[Work, Tag] = {}
-        self._ids: set[int] = set()
-        self._items = 0
+        self.client = _express.Client(self, max_requests=window.requests, max_items=window.items)
+        """The window, and the requests that are in a lane: only once ``state`` is READY it may take any."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._seals: SealConversation | None = None
         if sealer is not None:
@@ -99,7 +95,7 @@ class Session:
     @property
     def has_unanswered(self) -> bool:
         """Whether a request still waits."""
-        return bool(self._ids)
+        return self.client.requests > 0
 
     def frame(self, frame: Frame) -> None:
         """Take a frame; raises ``ProtocolError`` where the conversation is broken."""
@@ -125,6 +121,7 @@ class Session:
     def lost(self) -> None:
         """The connection has gone: nobody waits for what it asked."""
         self.state = State.CLOSED
+        self.client.lost()
         works = list(self._works)
         self._works.clear()
         if self._seals is not None:
@@ -163,21 +160,19 @@ class Session:
 
     def _open(self, request_id: int, items: int) -> None:
         """Count a request against the window."""
-        ids = self._ids
-        if request_id in ids:
+        client = self.client
+        outcome = client.open(request_id, items)
+        if outcome == _express.ID_IN_USE:
             raise ProtocolError(f"request id {request_id} is in use")
-        if len(ids) >= self._window.requests or self._items + items > self._window.items:
+        if outcome == _express.FULL:
             raise WindowExceeded(
-                f"{len(ids) + 1} requests with {self._items + items} items are unanswered, the window is "
+                f"{client.requests + 1} requests with {client.items + items} items are unanswered, the window is "
                 f"{self._window.requests} requests and {self._window.items} items",
                 hint="wait for answers before sending more",
             )
-        ids.add(request_id)
-        self._items += items
 
     def _close(self, request_id: int, items: int, permit_len: int) -> None:
-        self._ids.discard(request_id)
-        self._items -= items
+        self.client.close(request_id, items)
         self._peer.release(permit_len)
 
     def _sign(self, frame: Frame) -> None:
@@ -187,24 +182,23 @@ class Session:
         tag = (frame.request_id, bytes(frame.payload[:JOB_AND_INDEX_LEN]), len(frame.payload))
         self._start(tag, request)
 
-    def sign_small(self, request: SmallSign) -> None:
-        """Take a SIGN that was read the short way; raises ``ProtocolError`` as ``frame`` does."""
-        if self.state is not State.READY:  # an earlier one of the same bytes broke the conversation
-            return
-        request_id, job, first_index, deadline_ms, count, priority, key, digests, payload_len = request
-        self._open(request_id, count)
-        items = Items(_DIGESTS, count, b"", digests)
-        sign = SignRequest(job[:JOB_ID_LEN], first_index, deadline_ms, _PRIORITIES[priority], key, items)
-        self._start((request_id, job, payload_len), sign)
-
     def _start(self, tag: Tag, request: SignRequest) -> None:
         now = self._clock()
         try:
-            work = self._pipeline.sign(self.account, request, now, self._signed)
+            work = self._pipeline.sign(self.account, request, now, self._signed, self.client)
         except ApplianceError as error:
             self._answer_error("sign", tag[0], request.items.count, tag[2], now, error)
             return
         self._works[work] = tag
+
+    def adopt(self, work: Work, request_id: int, job: bytes) -> Callable[[Work], None]:
+        """A request of ours leaves its lane, and is a work from now on; it is counted, and holds no permit."""
+        self._works[work] = (request_id, job, 0)
+        return self._signed
+
+    def late(self, request_id: int, count: int, accepted_at: float, error: ApplianceError) -> None:
+        """The deadline of a request in a lane has passed."""
+        self._answer_error("sign", request_id, count, 0, accepted_at, error)
 
     def _signed(self, work: Work) -> None:
         """The pipeline has ended one of our works."""

@@ -33,11 +33,11 @@ from typing import Any, Final, Protocol, cast
 from appliance_pkcs11 import link
 from appliance_pkcs11.profile import TokenProfile
 
-from appliance import _frames
+from appliance import _express, _frames
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, Algorithm, PublicKey
 from appliance.dispatch import Dispatcher, Slice, Work
 from appliance.errors import ApplianceError, Conflict, SignerFailed, Unavailable
-from appliance.metrics import Metrics
+from appliance.metrics import ITEMS, SECONDS, Metrics
 from appliance.policy import HeldKey
 from appliance.settings import SignerSettings
 from appliance.verifying import Verifier
@@ -59,6 +59,8 @@ CROWDED_S: Final = 1e-3
 """A processor that is given back no sooner is one that others compute on."""
 CROWDED_PAUSE_S: Final = 1.0
 """So long it is not asked for again: yielding to others then costs at most some thousandths of the time."""
+EXPRESS_BIT: Final = 63
+"""The bit of a sequence that says that a slice is a lane's; ours count from 1."""
 SOON_SPINS: Final = 4
 """The front looks out for an answer that is due within so many times ``spin_us``, and sleeps until a later one."""
 
@@ -78,18 +80,18 @@ _FORMS: Final = {form: link.Form(form) for form in Form}
 """The wire's form of items -> the link's."""
 
 
-class SignerWorker(asyncio.Protocol):
-    """One worker process and our end of its link. Everything here belongs to the event loop."""
+class SignerWorker(_express.Link, asyncio.Protocol):
+    """One worker process and our end of its link. Everything here belongs to the event loop.
+
+    ``Link`` has what a lane sees of it: ``sessions``, ``outstanding``, ``slots``, and the lane's own slices.
+    """
 
     def __init__(self, pool: SignerPool, index: int) -> None:
         self.pool = pool
         self.index = index
-        self.sessions = 1
-        self.outstanding = 0
         self.information: dict[str, Any] = {}
         self.gone = asyncio.Event()
         self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.slots: dict[str, int] = {}
         self.slices: dict[int, Slice] = {}
         self.last_failure = ""
         self._loads: dict[int, tuple[HeldKey, bytes]] = {}
@@ -181,10 +183,13 @@ class SignerWorker(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport is ours until ``connection_lost``."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.attach(self.pool.dispatcher.lane, transport, transport.get_extra_info("socket").fileno())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker has gone: whatever it owed goes back."""
         self._transport = None
+        self.detach()
+        self.adopt_slices()
         self.gone.set()
         failure = Unavailable("the signer worker is gone", retry_after_ms=TOKEN_DOWN_RETRY_MS)
         if not self.ready.done():
@@ -200,9 +205,19 @@ class SignerWorker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Cut the stream into frames. One that came whole is a view into what was received, and not copied."""
-        if not self._buffer and (answers := _frames.read_answers(data)) is not None:
-            self._answered(answers)
-            return
+        if not self._buffer:
+            taken = self.answered(data)
+            if taken:
+                self._heard_at = self.pool.now
+                if self.pool.dispatcher.has_queued:
+                    self.pool.dispatcher.pump()
+                if taken == len(data):
+                    return
+                data = data[taken:]
+            answers = _frames.read_answers(data)
+            if answers is not None and all(answer[0] in self.slices for answer in answers):
+                self._answered(answers)
+                return
         buffer: bytes | bytearray = data
         if self._buffer:
             self._buffer += data  # a large frame grows in place, as fast as it arrives
@@ -238,8 +253,8 @@ class SignerWorker(asyncio.Protocol):
         pool.occasion.begin()
         try:
             for sequence, count, done, rv, execution_ns, statuses, signatures in answers:
-                piece = self.slices.pop(sequence, None)
-                if piece is None or count != piece.count:
+                piece = self.slices.pop(sequence)
+                if count != piece.count:
                     self._broken(f"an answer to slice {sequence} that nobody asked for")
                     return
                 pool.slice_answered(self, piece, rv, done, execution_ns, statuses, signatures)
@@ -255,6 +270,7 @@ class SignerWorker(asyncio.Protocol):
         self._heard_at = self.pool.now
         if kind == link.Kind.SIGNED:
             answer = link.unpack_signed(memoryview(payload))
+            self._adopt_slice(sequence)
             piece = self.slices.pop(sequence)
             if answer.item_count != piece.count:
                 raise ValueError("another count than was asked")
@@ -279,6 +295,7 @@ class SignerWorker(asyncio.Protocol):
 
     def _refused(self, sequence: int, document: dict[str, Any]) -> None:
         detail, hint = str(document["detail"]), str(document.get("hint", ""))
+        self._adopt_slice(sequence)
         if sequence in self._loads:
             key, _ = self._loads.pop(sequence)
             self.pool.key_refused(key, detail, hint)
@@ -301,8 +318,24 @@ class SignerWorker(asyncio.Protocol):
             self.slots[key.name] = int(document["slot"])
             self.pool.key_ready(key)
 
+    def adopt_slices(self) -> None:
+        """Take over what the lane has given this worker: all of it is answered, or given back, as any slice."""
+        for sequence in self.sequences:
+            self._adopt_slice(sequence)
+
+    def _adopt_slice(self, sequence: int) -> None:
+        """Where it is the lane's: what became of it is not what a lane knows."""
+        taken = self.take_piece(sequence) if sequence >> EXPRESS_BIT else None
+        if taken is not None:
+            sent_at, entries = taken
+            parts = self.pool.dispatcher.adopt(entries)
+            count = sum(part.count for part in parts)
+            self.slices[sequence] = Slice(parts[0].work.key, _DIGESTS, parts, count, False, sent_at)
+
     def hangs(self, now: float, deadline_s: float) -> bool:
         """Whether a slice or a look for a key has been out for longer than any may take."""
+        if self.oldest_sent_at is not None and now - self.oldest_sent_at > deadline_s:
+            return True
         if self._loads and not self._requests and now - self._heard_at > deadline_s:
             return True
         return any(now - piece.sent_at > deadline_s for piece in self.slices.values())
@@ -326,7 +359,7 @@ class SignerPool:
         self.occasion = occasion
         self.name = profile.name
         self.profile = profile
-        self.state = "starting"  # starting, up, down, pin_refused, stopped
+        self._state = "starting"
         self.down_reason = ""
         self.restarts = 0
         self.refused_keys: dict[str, str] = {}
@@ -346,7 +379,8 @@ class SignerPool:
         self._is_looking = False  # `_look` is scheduled
         self._look_until = 0.0
         self._sleep_until = 0.0  # the processor is wanted by others until then
-        self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key)
+        self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key, (SECONDS, ITEMS))
+        metrics.follow(self.name, self.dispatcher.lane)
 
     # What the pipeline sees -----------------------------------------------------------------------------
 
@@ -354,6 +388,17 @@ class SignerPool:
     def now(self) -> float:
         """The clock's time."""
         return self._clock()
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``up``, ``down``, ``pin_refused`` or ``stopped``."""
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            _express.withdraw()  # whoever was allowed a key of this token asks again, and is told
 
     @property
     def is_up(self) -> bool:
@@ -423,6 +468,9 @@ class SignerPool:
         self._recent_keys.pop(name, None)
         for worker in self._workers:
             worker.unload_key(name)
+        self.dispatcher.adopt_waiting()  # for this key there may be something that nobody can sign any more
+        self.dispatcher.pump()
+        self.dispatcher.lane.forget(name)
         try:
             await self._any_worker().request(link.Kind.DESTROY_KEY, {"id": key_id.hex()})
         except Conflict:
@@ -477,6 +525,7 @@ class SignerPool:
         """A worker cannot use it: what waits for it fails now rather than at its deadline."""
         log.error("key %r is refused on token %s: %s", key.name, self.name, detail)
         self.refused_keys[key.name] = detail
+        _express.withdraw()
         if not any(worker.has_key(key.name) for worker in self._workers):
             self.dispatcher.fail_key(
                 key.name, SignerFailed(f"key {key.name!r} cannot be used: {detail}", hint=hint)
@@ -701,7 +750,7 @@ class SignerPool:
         if not self._workers and not self._stopping:
             if self.state != "pin_refused":
                 self.state = "down"
-            self.dispatcher.fail_all(self._unavailable())
+            self.fail_all(self._unavailable())
 
     def worker_gone(self, worker: SignerWorker, slices: list[Slice]) -> None:
         """Its link has closed."""
@@ -710,7 +759,13 @@ class SignerPool:
             self._metrics.workers_up(self.name, len(self._workers))
         self.dispatcher.worker_gone(worker, slices)
         if self.state == "pin_refused" and not self._workers:
-            self.dispatcher.fail_all(self._unavailable())  # nobody will come after it
+            self.fail_all(self._unavailable())  # nobody will come after it
+
+    def fail_all(self, error: ApplianceError) -> None:
+        """The token is down: everything accepted gets that answer."""
+        for worker in self._workers:
+            worker.adopt_slices()
+        self.dispatcher.fail_all(error)
 
     async def _reap(self, worker: SignerWorker) -> None:
         """Wait for the process to end; one that hangs in its module is killed."""

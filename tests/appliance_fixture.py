@@ -276,6 +276,11 @@ class Wire:
         self._ids += 1
         return self._ids
 
+    @property
+    def last_id(self) -> int:
+        """The id given last."""
+        return self._ids
+
     def send(self, data: bytes) -> None:
         """All of it."""
         self.sock.sendall(data)

@@ -52,30 +52,6 @@ static Py_ssize_t payload_of(const uint8_t *at, Py_ssize_t held_len, int type, P
     return payload_len >= min_len && payload_len <= held_len - HEADER_LEN ? payload_len : -1;
 }
 
-/* Everything that wire.decode_sign checks, for digests; NULL without an exception if it is not for us. */
-static PyObject *read_sign(const uint8_t *frame, Py_ssize_t payload_len)
-{
-    const uint8_t *payload = frame + HEADER_LEN;
-    uint64_t request_id = get(frame + 8, 8), first_index = get(payload + 16, 8), count = get(payload + 28, 4);
-    int form = payload[32], priority = payload[33], key_len = payload[34];
-    if (!request_id || form || priority > LAST_PRIORITY || payload[35] || !key_len || key_len > MAX_NAME_LEN)
-        return NULL;
-    if (!count || count > MAX_SMALL || first_index > UINT64_MAX - count + 1)
-        return NULL;
-    if (payload_len != WIRE_SIGN_LEN + key_len + (Py_ssize_t)count * DIGEST_LEN)
-        return NULL;
-    const char *key = (const char *)payload + WIRE_SIGN_LEN;
-    PyObject *name = PyUnicode_DecodeUTF8(key, key_len, NULL);
-    if (!name) {
-        if (PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
-            PyErr_Clear();
-        return NULL;
-    }
-    return Py_BuildValue("(Ky#KkiiNy#n)", (unsigned long long)request_id, payload, (Py_ssize_t)JOB_AND_INDEX_LEN,
-                         (unsigned long long)first_index, (unsigned long)get(payload + 24, 4), (int)count, priority, name, key + key_len,
-                         (Py_ssize_t)count * DIGEST_LEN, payload_len);
-}
-
 /* Everything that link.unpack_header and link.unpack_signed check. */
 static PyObject *read_signed(const uint8_t *frame, Py_ssize_t payload_len)
 {
@@ -114,17 +90,6 @@ static PyObject *read_all(PyObject *data, int type, Py_ssize_t min_len, Py_ssize
         at += HEADER_LEN + payload_len;
     } while (at < end);
     return found;
-}
-
-static PyObject *frames_read_signs(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    (void)module;
-    if (count != 2)
-        return PyErr_Format(PyExc_TypeError, "read_signs takes 2 arguments, got %zd", count);
-    Py_ssize_t max_len = PyLong_AsSsize_t(args[1]);
-    if (max_len == -1 && PyErr_Occurred())
-        return NULL;
-    return read_all(args[0], WIRE_SIGN, WIRE_SIGN_LEN, max_len, read_sign);
 }
 
 static PyObject *frames_read_answers(PyObject *module, PyObject *data)
@@ -191,10 +156,6 @@ static PyObject *frames_pack_slice(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef functions[] = {
-    {"read_signs", (PyCFunction)(void (*)(void))frames_read_signs, METH_FASTCALL,
-     "read_signs(data, max_payload_len, /)\n--\n\n"
-     "Whole SIGN frames over few digests each: a list of (request id, job id and first index as sent, the latter as\n"
-     "a number, deadline in ms, count, priority, key, digests, payload length). None where the bytes are, or hold, anything else."},
     {"read_answers", frames_read_answers, METH_O,
      "read_answers(data, /)\n--\n\n"
      "Whole SIGNED frames of the link over few items each: a list of (sequence, count, done, rv, execution in ns,\n"

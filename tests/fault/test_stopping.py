@@ -154,8 +154,12 @@ def test_sigterm_with_work_that_cannot_be_done(bench: Bench) -> None:
         until("it is with a worker", lambda: appliance.token_status()["inflight_items"])
         appliance.terminate()
         assert client.receive().type is wire.FrameType.GOAWAY
-        answer = client.receive_error()
-        assert answer.code == Draining.wire_code, answer
+        accepted_id = client.last_id
+        client.send(client.sign_frame("seal"))  # it was allowed that key a moment ago
+        refused, answer = client.receive(), client.receive()
+        assert (refused.request_id, answer.request_id) == (client.last_id, accepted_id)
+        assert wire.decode_error(refused.payload).detail == "the appliance is stopping"
+        assert wire.decode_error(answer.payload).code == Draining.wire_code
         assert client.at_end()
     assert appliance.wait_exit(15) == 0
     appliance.check_nothing_left()

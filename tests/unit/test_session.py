@@ -59,7 +59,12 @@ class FakePipeline:
         self.pumped = 0
 
     def sign(
-        self, account: str, request: wire.SignRequest, now: float, on_end: Callable[[Work], None]
+        self,
+        account: str,
+        request: wire.SignRequest,
+        now: float,
+        on_end: Callable[[Work], None],
+        client: object,
     ) -> Work:
         if self.refusal is not None:
             raise self.refusal
