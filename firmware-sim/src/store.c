@@ -12,6 +12,7 @@
  */
 #include "bytes.h"
 #include "module.h"
+#include "write_all.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -36,19 +37,6 @@ bool store_sync_directory(const char *directory) {
     if (fd >= 0)
         close(fd);
     return good;
-}
-
-static bool write_all(int fd, const uint8_t *bytes, size_t len) {
-    while (len) {
-        ssize_t written = write(fd, bytes, len);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written <= 0)
-            return false;
-        bytes += written;
-        len -= (size_t)written;
-    }
-    return true;
 }
 
 bool store_write_file(const char *directory, const char *name, const uint8_t *bytes, size_t len) {

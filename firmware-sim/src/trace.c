@@ -1,4 +1,5 @@
 #include "trace.h"
+#include "write_all.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,19 +33,6 @@ static size_t put_hex(char *out, const uint8_t *bytes, size_t len) {
         out[2 * i + 1] = digits[bytes[i] & 15];
     }
     return 2 * len;
-}
-
-static bool write_all(int fd, const char *bytes, size_t len) {
-    while (len) {
-        ssize_t written = write(fd, bytes, len);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written <= 0)
-            return false;
-        bytes += written;
-        len -= (size_t)written;
-    }
-    return true;
 }
 
 bool trace_signatures(struct trace *trace, const uint8_t *id, size_t id_len, unsigned long mechanism,
