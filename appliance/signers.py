@@ -55,14 +55,8 @@ MAX_PRELOADED_KEYS: Final = 256
 """Keys used last are loaded by a new worker before it is asked for them; others when they are."""
 FIRST_RESTART_DELAY_S: Final = 0.1
 TOKEN_DOWN_RETRY_MS: Final = 500
-CROWDED_S: Final = 1e-3
-"""A processor that is given back no sooner is one that others compute on."""
-CROWDED_PAUSE_S: Final = 1.0
-"""So long it is not asked for again: yielding to others then costs at most some thousandths of the time."""
 EXPRESS_BIT: Final = 63
 """The bit of a sequence that says that a slice is a lane's; ours count from 1."""
-SOON_SPINS: Final = 4
-"""The front looks out for an answer that is due within so many times ``spin_us``, and sleeps until a later one."""
 
 
 class Occasion(Protocol):
@@ -119,7 +113,6 @@ class SignerWorker(_express.Link, asyncio.Protocol):
             form = _FORMS[piece.form]
             head = link.pack_sign_head(sequence, slot, form, piece.count, sum(map(len, body)))
             self._write(b"".join((head, *body)))
-        self.pool.look_out(piece.count)
 
     # Requests -------------------------------------------------------------------------------------------
 
@@ -376,9 +369,6 @@ class SignerPool:
         self._retry_now = asyncio.Event()
         self._stopping = False
         self._recent_keys: OrderedDict[str, None] = OrderedDict()
-        self._is_looking = False  # `_look` is scheduled
-        self._look_until = 0.0
-        self._sleep_until = 0.0  # the processor is wanted by others until then
         self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key, (SECONDS, ITEMS))
         metrics.follow(self.name, self.dispatcher.lane)
 
@@ -555,36 +545,6 @@ class SignerPool:
         """A worker says that this slice cannot be asked of this token at all."""
         self.dispatcher.slice_refused(worker, piece, error)
         self.dispatcher.pump()
-
-    def look_out(self, items: int) -> None:
-        """An answer to so many items is due. Where that is soon, the loop does not sleep until it is there.
-
-        To wake the front would cost the worker more than its answer does, and on a virtual machine a processor that
-        sleeps takes longer to wake than a signature takes.
-        """
-        spin_s = self._settings.spin_us / 1e6
-        due_s = items * self.dispatcher.item_s
-        if due_s > SOON_SPINS * spin_s:
-            return
-        now = self._clock()
-        self._look_until = now + due_s + spin_s
-        if not self._is_looking and now >= self._sleep_until:
-            self._is_looking = True
-            asyncio.get_running_loop().call_soon(self._look)
-
-    def _look(self) -> None:
-        """Have the loop look at its sockets again, at once; whoever else wants the processor has it first.
-
-        Where somebody keeps it for long, looking out is no use: who yields waits for his turn with all of them.
-        """
-        now = self._clock()
-        if self.dispatcher.inflight_items and now < self._look_until:
-            os.sched_yield()
-            if self._clock() - now < CROWDED_S:
-                asyncio.get_running_loop().call_soon(self._look)
-                return
-            self._sleep_until = now + CROWDED_PAUSE_S
-        self._is_looking = False
 
     # Supervision ----------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from appliance_fixture import (
 )
 
 from appliance import wire
-from appliance.client import SyncClient
+from appliance.client import Client, SyncClient
 from appliance.errors import Conflict, SignerFailed, Unavailable
 
 
@@ -129,6 +129,46 @@ def test_all_workers_killed_at_once_again_and_again(bench: Bench) -> None:
 
     run(stream_while(appliance, trouble(), 3_000))
     assert appliance.metric("cloudseal_retried_parts_total", token="softhsm2") > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_workers_that_die_or_hang_under_lone_requests(bench: Bench, number: signal.Signals) -> None:
+    """They pass the front in a lane: what a worker took along is signed by another, once, and nobody hears of it."""
+    appliance = ready(bench, signers={"slice_deadline_s": 0.5})
+    key = appliance.key("seal")
+    ended = asyncio.Event()
+    asked: list[bytes] = []
+
+    async def ask(client: Client) -> None:
+        while not ended.is_set():
+            digest = os.urandom(32)
+            asked.append(digest)
+            signature = await client.sign("seal", digest)
+            if len(asked) % 16 == 0:
+                assert verifies(key, digest, signature)
+
+    async def story() -> None:
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            for _ in range(8):
+                client = await stack.enter_async_context(
+                    await appliance.client(retries=False, batch_singles=False, deadline_s=60)
+                )
+                for _ in range(4):
+                    group.create_task(ask(client))
+            pids: set[int] = set(appliance.worker_pids())
+            for victims in (1, 2, 1):
+                await asyncio.sleep(0.2)
+                gone = set(list(pids)[:victims])
+                assert all(kill(pid, number) for pid in gone)
+                pids = await wait_new_workers(appliance, gone)
+            ended.set()
+
+    run(story())
+    assert appliance.metric("cloudseal_retried_parts_total", token="softhsm2") > 0
+    assert appliance.metric("cloudseal_requests_total", type="sign", outcome="ok") == len(asked)
+    assert appliance.metric("cloudseal_items_total", type="sign", outcome="signed") == len(asked)
+    status = appliance.token_status()
+    assert (status["queued_items"], status["inflight_items"]) == (0, 0)
 
 
 def test_workers_killed_while_they_start(bench: Bench) -> None:
