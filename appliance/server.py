@@ -6,7 +6,8 @@ Not for: what the bytes mean (``wire``, ``session``).
 Rules:
 
 * A permit for a frame's whole payload is taken before the payload is kept. Where there is none, the connection's
-  socket is not read until there is: back-pressure reaches the client.
+  socket is not read until there is: back-pressure reaches the client. What passes in a lane keeps nothing that was
+  received, and is bounded by the lane (``_express``).
 * A client that does not read its answers is not read either, and after ``frame_s`` without taking a byte it is cut
   off: the permits that it holds are wanted by others.
 * What a connection wrote at one occasion leaves in one call.
