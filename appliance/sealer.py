@@ -29,7 +29,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from itertools import accumulate
+from typing import Final, Protocol, overload
 
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, signature_to_der
 from appliance.dispatch import Work
@@ -44,7 +45,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.eseal import der
-from appliance.eseal.batches import verify_many
+from appliance.eseal.batches import Item, findings_of_many
 from appliance.eseal.findings import Outcome
 from appliance.eseal.structures import ESeal
 from appliance.eseal.verification import Examiner, Report, Status
@@ -464,19 +465,11 @@ class Sealer:
     def _verify(self, request: VerifySealRequest) -> list[SealVerified]:
         """In a thread. Hashing and signatures run beside the loop; taking DER apart shares the interpreter with it."""
         now = datetime.fromtimestamp(self._now(), UTC)
-        values, at, items = memoryview(request.values), 0, []
-        for index, length in enumerate(numbers("I", request.lengths)):
-            data_hash = bytes(request.hashes[DIGEST_LEN * index : DIGEST_LEN * (index + 1)])
-            items.append((bytes(values[at : at + length]), data_hash))
-            at += length
-        reports = verify_many(self._examiner(), items, now, self._statuses.standing)
-        known: dict[int, SealVerified] = {}  # of a kind all items share one report
-        verified = []
-        for report in reports:
-            one = known.get(id(report.checks))
-            if one is None:
-                one = known[id(report.checks)] = _verified(report)
-            verified.append(one)
+        last: Report | None = None  # of a kind all items share one report
+        verified: list[SealVerified] = []
+        for report in findings_of_many(self._examiner(), _Block(request), now, self._statuses.standing):
+            verified.append(verified[-1] if report is last else _verified(report))
+            last = report
         return verified
 
     # Status and unlocking -------------------------------------------------------------------------------
@@ -521,6 +514,32 @@ class Sealer:
     def live_requests(self) -> int:
         """Verifications, status requests under way; sealing counts with the pipeline."""
         return self._status_requests + (1 if self._verifying_len else 0)
+
+
+class _Block(Sequence[Item]):
+    """The seal signatures of a request, each cut out when it is asked for: together they have megabytes.
+
+    New memory for all of them costs more than verifying them, where the same piece of memory can be used again.
+    """
+
+    def __init__(self, request: VerifySealRequest) -> None:
+        self._values, self._hashes = memoryview(request.values), request.hashes
+        self._ends = list(accumulate(numbers("I", request.lengths), initial=0))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        data_hash = bytes(self._hashes[DIGEST_LEN * index : DIGEST_LEN * (index + 1)])
+        return bytes(self._values[self._ends[index] : self._ends[index + 1]]), data_hash
 
 
 def _check_usable(loaded: LoadedSeal, now: float) -> None:

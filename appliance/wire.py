@@ -235,6 +235,11 @@ def encode_frame(type_: FrameType, request_id: int, *parts: Buffer) -> bytes:
     return b"".join((_HEADER.pack(sum(map(len, parts)), type_, 0, 0, request_id), *parts))
 
 
+def encode_header(type_: FrameType, request_id: int, payload_len: int) -> bytes:
+    """What a frame begins with, for whoever sends the payload in pieces."""
+    return _HEADER.pack(payload_len, type_, 0, 0, request_id)
+
+
 _TYPES: Final = {int(type_): type_ for type_ in FrameType}
 
 

@@ -32,6 +32,7 @@ from appliance.wire import (
     decode_name,
     decode_text,
     encode_frame,
+    encode_header,
     encode_name,
     encode_text,
 )
@@ -424,6 +425,20 @@ def encode_verify_seal(request_id: int, request: VerifySealRequest) -> bytes:
     )
 
 
+def verify_seal_pieces(
+    request_id: int, deadline_ms: int, hashes: Sequence[bytes], values: Sequence[bytes]
+) -> list[bytes]:
+    """The same frame in pieces, to be sent one after the other: values have tens of kilobytes, and none is copied.
+
+    ``hashes`` have 32 bytes each; there are as many as ``values``.
+    """
+    count = len(values)
+    _check_verified(count, "VERIFY_SEAL")
+    lengths = list(map(len, values))
+    head = b"".join((_VERIFY_SEAL.pack(deadline_ms, count), *hashes, struct.pack(f"!{count}I", *lengths)))
+    return [encode_header(FrameType.VERIFY_SEAL, request_id, len(head) + sum(lengths)) + head, *values]
+
+
 def decode_verify_seal(payload: Buffer) -> VerifySealRequest:
     """The inverse of ``encode_verify_seal``, from the payload. The blocks are views into it."""
     _at_least(payload, _VERIFY_SEAL, "VERIFY_SEAL")
@@ -444,9 +459,11 @@ def decode_verify_seal(payload: Buffer) -> VerifySealRequest:
 def encode_seals_verified(request_id: int, items: Sequence[SealVerified]) -> bytes:
     """A SEALS_VERIFIED frame."""
     good = sum(item.verdict is SealVerdict.GOOD for item in items)
-    records = [
-        _VERDICT_RECORD.pack(item.verdict, 0, item.failed, item.undecided, item.ended) for item in items
-    ]
+    known = {  # mostly they are one and the same object
+        id(item): _VERDICT_RECORD.pack(item.verdict, 0, item.failed, item.undecided, item.ended)
+        for item in {id(item): item for item in items}.values()
+    }
+    records = [known[id(item)] for item in items]
     return encode_frame(
         FrameType.SEALS_VERIFIED, request_id, _SEALS_VERIFIED.pack(len(items), good), *records
     )
@@ -460,16 +477,26 @@ def decode_seals_verified(payload: Buffer) -> list[SealVerified]:
     if len(payload) != _SEALS_VERIFIED.size + count * _VERDICT_RECORD.size:
         raise ProtocolError("SEALS_VERIFIED: its lengths do not add up")
     items = []
-    for verdict, reserved, *sets in _VERDICT_RECORD.iter_unpack(payload[_SEALS_VERIFIED.size :]):
-        if reserved or verdict > max(SealVerdict):
-            raise ProtocolError(f"SEALS_VERIFIED: unknown verdict {verdict}, or the reserved byte is not 0")
-        items.append(SealVerified(SealVerdict(verdict), *(SealCheck(one & _ALL_CHECKS) for one in sets)))
+    known: dict[
+        tuple[int, ...], SealVerified
+    ] = {}  # an Enum is looked up in Python, and most records are alike
+    for record in _VERDICT_RECORD.iter_unpack(payload[_SEALS_VERIFIED.size :]):
+        item = known.get(record)
+        if item is None:
+            item = known[record] = _seal_verified(*record)
+        items.append(item)
     if sum(item.verdict is SealVerdict.GOOD for item in items) != good:
         raise ProtocolError("SEALS_VERIFIED: its counts do not add up")
     return items
 
 
 _ALL_CHECKS: Final = sum(SealCheck)
+
+
+def _seal_verified(verdict: int, reserved: int, *sets: int) -> SealVerified:
+    if reserved or verdict > max(SealVerdict):
+        raise ProtocolError(f"SEALS_VERIFIED: unknown verdict {verdict}, or the reserved byte is not 0")
+    return SealVerified(SealVerdict(verdict), *(SealCheck(one & _ALL_CHECKS) for one in sets))
 
 
 # SEAL_STATUS, SEAL_STATUS_ANSWER ----------------------------------------------------------------------------

@@ -108,7 +108,9 @@ class _Pending:
 
     __slots__ = ("deadline_at", "frame", "future", "items")
 
-    def __init__(self, frame: bytes, items: int, deadline_at: float, future: asyncio.Future[Frame]) -> None:
+    def __init__(
+        self, frame: bytes | list[bytes], items: int, deadline_at: float, future: asyncio.Future[Frame]
+    ) -> None:
         self.frame = frame
         self.items = items
         self.deadline_at = deadline_at
@@ -133,6 +135,7 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._reader = wire.FrameReader(MAX_ANSWER_LEN)
         self._out: list[bytes] = []
+        self._in_pieces = False
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
 
@@ -152,16 +155,24 @@ class _Link(asyncio.Protocol):
         except ProtocolError as error:
             self.client._broken(error)
 
-    def write(self, data: bytes) -> None:
-        """With whatever else this turn of the loop writes."""
+    def write(self, frame: bytes | list[bytes]) -> None:
+        """With whatever else this turn of the loop writes. A frame of many bytes comes in pieces."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(data)
+        if isinstance(frame, list):
+            self._in_pieces = True
+            self._out += frame
+        else:
+            self._out.append(frame)
 
     def _flush(self) -> None:
         if self.transport is not None and self._out:
-            self.transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
-        self._out.clear()
+            if self._in_pieces:
+                self.transport.writelines(self._out)
+            else:
+                self.transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out = []  # a transport may keep the list that it was given
+        self._in_pieces = False
 
     def close(self) -> None:
         if self.transport is not None:
@@ -499,7 +510,11 @@ class Client(SealCalls):
     # Calls ----------------------------------------------------------------------------------------------
 
     async def _call(
-        self, encode: Callable[[int], bytes], expected: FrameType, items: int, deadline_at: float
+        self,
+        encode: Callable[[int], bytes | list[bytes]],
+        expected: FrameType,
+        items: int,
+        deadline_at: float,
     ) -> Frame:
         """Send a request and wait for its answer, again and again where that is allowed, until the deadline."""
         while True:
@@ -556,13 +571,14 @@ class Client(SealCalls):
         if self._welcome is not None and items > self._welcome.window_items:
             raise BadRequest(f"{items} items are more than the window of {self._welcome.window_items}")
 
-    def _check_length(self, frame: bytes) -> None:
+    def _check_length(self, frame: bytes | list[bytes]) -> None:
         """The server would answer a frame that is too long by closing the connection, for all calls."""
         assert self._welcome is not None
         limit = self._welcome.max_payload_len
-        if len(frame) - wire.HEADER_LEN > limit:
+        length = (sum(map(len, frame)) if isinstance(frame, list) else len(frame)) - wire.HEADER_LEN
+        if length > limit:
             raise BadRequest(
-                f"a request of {len(frame) - wire.HEADER_LEN} bytes, the server takes {limit}",
+                f"a request of {length} bytes, the server takes {limit}",
                 hint="send smaller batches",
             )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncGenerator,
@@ -37,7 +36,6 @@ from appliance.wire_seals import (
     SealStatusRecord,
     SealVerified,
     UnlockRequest,
-    VerifySealRequest,
 )
 
 T = TypeVar("T")
@@ -72,7 +70,11 @@ class SealCalls(ABC):
 
     @abstractmethod
     async def _call(
-        self, encode: Callable[[int], bytes], expected: FrameType, items: int, deadline_at: float
+        self,
+        encode: Callable[[int], bytes | list[bytes]],
+        expected: FrameType,
+        items: int,
+        deadline_at: float,
     ) -> Frame:
         """Ask, and wait for the answer or the deadline."""
 
@@ -179,12 +181,11 @@ class SealCalls(ABC):
         deadline_at = self._deadline_at(deadline_s)
 
         async def one(batch: Sequence[tuple[bytes, bytes]]) -> list[SealVerified]:
-            lengths = struct.pack(f"!{len(batch)}I", *(len(value) for value, _ in batch))
-            hashes, values = b"".join(one for _, one in batch), b"".join(value for value, _ in batch)
+            values, hashes = zip(*batch, strict=True)
 
-            def encode(request_id: int) -> bytes:
-                request = VerifySealRequest(self._left_ms(deadline_at), hashes, lengths, values)
-                return wire_seals.encode_verify_seal(request_id, request)
+            def encode(request_id: int) -> list[bytes]:
+                left_ms = self._left_ms(deadline_at)
+                return wire_seals.verify_seal_pieces(request_id, left_ms, hashes, values)
 
             frame = await self._call(encode, FrameType.SEALS_VERIFIED, len(batch), deadline_at)
             verified = wire_seals.decode_seals_verified(frame.payload)

@@ -10,12 +10,14 @@ Rules:
   signed inside the stretch of time within which nothing it depends on changes.
 * Whatever does not have the plainest form, or fails anything here, is examined in full: the fast way never refuses.
 * What all items of a kind begin with, the seal, is hashed once; each key takes one call of the native verifier.
+* An item is taken from the sequence when its turn comes and not kept: it has tens of kilobytes, most of them those of
+  its neighbour, and whoever holds them in one block need not hold them again one by one.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -110,37 +112,58 @@ def verify_many(
     status_of: Callable[[ESeal], Status],
 ) -> list[Report]:
     """A report for each item, in order. ``status_of`` is asked once for each seal in every few thousand items."""
-    reports: list[Report] = []
+    return [
+        report if report.source is item[0] else report._replace(source=item[0])
+        for report, item in zip(findings_of_many(examiner, items, now, status_of), items, strict=True)
+    ]
+
+
+def findings_of_many(
+    examiner: Examiner,
+    items: Sequence[Item],
+    now: datetime,
+    status_of: Callable[[ESeal], Status],
+) -> Iterator[Report]:
+    """The same, for whoever needs no ``source``: all that share what was found share one report, the first one's.
+
+    Items are taken by their index, each once or twice; a sequence may make them up as they are asked for.
+    """
     for start in range(0, len(items), MAX_TOGETHER):
-        reports += _Pass(examiner, items[start : start + MAX_TOGETHER], now, status_of).run()
-    return reports
+        indexes = range(start, min(start + MAX_TOGETHER, len(items)))
+        yield from _Pass(examiner, items, indexes, now, status_of).run()
 
 
 class _Pass:
     """One pass over some thousand items; lives as long as the call."""
 
     def __init__(
-        self, examiner: Examiner, items: Sequence[Item], now: datetime, status_of: Callable[[ESeal], Status]
+        self,
+        examiner: Examiner,
+        items: Sequence[Item],
+        indexes: range,
+        now: datetime,
+        status_of: Callable[[ESeal], Status],
     ) -> None:
-        self._examiner, self._items, self._now = examiner, items, now
+        self._examiner, self._items, self._indexes, self._now = examiner, items, indexes, now
         self._ask = status_of
         self._seals: dict[bytes, ESeal] = {}
         self._statuses: dict[bytes, Status] = {}
         self._kinds: dict[tuple[bytes, bytes], _Kind] = {}
         self._last: _Group | None = None  # an item mostly belongs where the one before it did
         self._times: dict[bytes, datetime | None] = {}
-        self._reports: list[Report | None] = [None] * len(items)
+        self._reports: dict[int, Report] = {}
 
-    def run(self) -> list[Report]:
+    def run(self) -> Iterator[Report]:
         """The reports, in order."""
-        for index in range(len(self._items)):
-            self._sort(index)
+        for index in self._indexes:
+            self._sort(index, self._items[index])
         for kind in self._kinds.values():
             self._verify(kind)
-        return [report or self._in_full(index) for index, report in enumerate(self._reports)]
+        for index in self._indexes:
+            yield self._reports.get(index) or self._in_full(self._items[index])
 
-    def _in_full(self, index: int) -> Report:
-        data, data_hash = self._items[index]
+    def _in_full(self, item: Item) -> Report:
+        data, data_hash = item
         return self._examiner.signature(data, data_hash, self._now, self._status_of)
 
     def _status_of(self, seal: ESeal) -> Status:
@@ -149,13 +172,13 @@ class _Pass:
             status = self._statuses[seal.der] = self._ask(seal)
         return status
 
-    def _sort(self, index: int) -> None:
+    def _sort(self, index: int, item: Item) -> None:
         """Put an item with its kind, or leave it: what is left is examined in full."""
-        data, data_hash = self._items[index]
+        data, data_hash = item
         group = self._last
         start = group.start_in(data) if group is not None else 0
         if group is None or not start:
-            group = self._last = self._group(index)
+            group = self._last = self._group(index, item)
             start = group.start_in(data) if group is not None else 0
         if group is None or not start:
             return
@@ -169,9 +192,9 @@ class _Pass:
             group.tails.append(tail)
             group.values.append(raw)
 
-    def _group(self, index: int) -> _Group | None:
+    def _group(self, index: int, item: Item) -> _Group | None:
         """The group that an item belongs to. The first of a kind is examined for it."""
-        data = self._items[index][0]
+        data = item[0]
         parts = _split(data)
         if parts is None:
             return None
@@ -188,7 +211,7 @@ class _Pass:
             signed_at = self._time(tail[2:17])
             if signed_at is None:
                 return None
-            self._reports[index] = report = self._in_full(index)
+            self._reports[index] = report = self._in_full(item)
             kind = self._kind(report, seal, signer, signed_at)
             if kind is None:
                 return None
@@ -255,10 +278,9 @@ class _Pass:
         )
         statuses = verifier.verify(kind.key, digests, b"".join(b"".join(group.values) for group in groups))
         indexes = (index for group in groups for index in group.indexes)
-        verdict, checks, warnings, _, _ = kind.report
         for index, status in zip(indexes, statuses, strict=True):
             if status == VALID:
-                self._reports[index] = Report(verdict, checks, warnings, self._items[index][0], True)
+                self._reports[index] = kind.report
 
 
 # The plainest form ----------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.eseal.batches import verify_many
+from appliance.eseal.batches import Item, findings_of_many, verify_many
 from appliance.eseal.structures import ESeal
 from appliance.eseal.verification import ACTIVE, Examiner, Standing, Status, Verdict
 from appliance.verifying import Verifier, sm3
@@ -42,6 +44,32 @@ def test_the_same_as_one_by_one(verifier: Verifier, days: int, cancelled_in: int
     together = verify_many(examiner, items, now, status_of)
     assert together == [examiner.signature(data, data_hash, now, status) for data, data_hash in items]
     assert len(asked) == len({seal.der for seal in asked})
+
+
+class Counted(Sequence[Item]):
+    """Items that are made up each time they are asked for, as the appliance cuts them out of a request."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items, self.asked = items, [0] * len(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        self.asked[index] += 1
+        data, data_hash = self.items[index]
+        return bytes(memoryview(data)), data_hash
+
+
+def test_items_are_taken_in_passing(verifier: Verifier) -> None:
+    """Each once, or twice where it is examined in full; of a kind all share a report, and none keeps its own bytes."""
+    good, now = load("good_v4").data, load("good_v4").now
+    items = Counted([(good, HASH)] * 50 + [(good, bytes(32)), (good[:-1], HASH)])
+    examiner = Examiner(trust(), verifier)
+    reports = list(findings_of_many(examiner, items, now, lambda _: ACTIVE))
+    assert items.asked == [1] * 50 + [2, 2]
+    assert all(report is reports[0] for report in reports[:50])
+    assert [report.verdict for report in reports[49:]] == [Verdict.GOOD, Verdict.INVALID, Verdict.INVALID]
 
 
 @settings(max_examples=60, deadline=None)

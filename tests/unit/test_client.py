@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from appliance import wire
+from appliance import wire, wire_seals
 from appliance.client import Client, Receipt, SyncClient
 from appliance.client import asynchronous as client_module
 from appliance.errors import (
@@ -294,6 +294,33 @@ def test_more_than_the_window_at_once_is_refused_here(script: Script) -> None:
         client, _ = await connected(server, address)
         with pytest.raises(BadRequest, match="window of 100"):
             await client.sign_batch("k", block(*range(101)))
+        await client.close()
+
+    script(test)
+
+
+def test_seal_signatures_leave_as_they_are(script: Script) -> None:
+    """They have tens of kilobytes each, so that their frame is never put together here."""
+
+    async def test(server: Server, address: str) -> None:
+        client, peer = await connected(server, address)
+        items = [(bytes((number,)) * 50_000, digest(number)) for number in range(3)]
+        calls = [start(client.ping()), start(client.verify_seals(items)), start(client.ping())]
+        frames = [await peer.frames.get() for _ in calls]
+        (asked,) = [frame for frame in frames if frame.type is FrameType.VERIFY_SEAL]
+        request = wire_seals.decode_verify_seal(asked.payload)
+        assert bytes(request.values) == b"".join(value for value, _ in items)
+        assert bytes(request.hashes) == b"".join(one for _, one in items)
+        verified = [wire_seals.SealVerified(wire_seals.SealVerdict.GOOD, *[wire_seals.SealCheck(0)] * 3)] * 3
+        for frame in frames:
+            if frame.type is FrameType.PING:
+                peer.send(wire.encode_frame(FrameType.PONG, frame.request_id, frame.payload))
+            else:
+                peer.send(wire_seals.encode_seals_verified(frame.request_id, verified))
+        assert (await asyncio.gather(*calls))[1] == verified
+        too_long = (bytes(WELCOME.max_payload_len), bytes(32))
+        with pytest.raises(BadRequest, match="smaller"):
+            await client.verify_seals([too_long])
         await client.close()
 
     script(test)

@@ -79,6 +79,9 @@ def test_verify_seal(values: list[bytes]) -> None:
     lengths = struct.pack(f"!{len(values)}I", *map(len, values))
     made = seals.VerifySealRequest(7, bytes(32 * len(values)), lengths, b"".join(values))
     assert plain(seals.decode_verify_seal(payload_of(seals.encode_verify_seal(9, made)))) == made
+    pieces = seals.verify_seal_pieces(9, 7, [bytes(32)] * len(values), values)
+    assert b"".join(pieces) == seals.encode_verify_seal(9, made)
+    assert all(piece is value for piece, value in zip(pieces[1:], values, strict=True)), "none is copied"
 
 
 CHECKS = st.integers(0, sum(seals.SealCheck)).map(seals.SealCheck)
@@ -92,7 +95,9 @@ CHECKS = st.integers(0, sum(seals.SealCheck)).map(seals.SealCheck)
     )
 )
 def test_seals_verified(items: list[seals.SealVerified]) -> None:
-    assert seals.decode_seals_verified(payload_of(seals.encode_seals_verified(9, items))) == items
+    decoded = seals.decode_seals_verified(payload_of(seals.encode_seals_verified(9, items)))
+    assert decoded == items
+    assert len({id(one) for one in decoded}) == len(set(items)), "records that are alike are read once"
 
 
 def test_checks_and_flags_of_a_newer_server_are_left_out() -> None:
