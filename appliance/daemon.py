@@ -27,13 +27,11 @@ from typing import Any, Final
 
 import uvloop
 from aiohttp import web
-from appliance_pkcs11.profile import ProfileError, TokenProfile
 
 from appliance import __version__
 from appliance.accounts import Authenticator
 from appliance.algorithms import PublicKey
 from appliance.api.opening import ApiParts, HttpApi
-from appliance.api.service import tls_context as api_tls_context
 from appliance.api.small import Small
 from appliance.errors import (
     STATE_UNKNOWN_EXIT,
@@ -54,20 +52,14 @@ from appliance.office.maker import read_certificates
 from appliance.office.stamping import Stamper
 from appliance.pipeline import Pipeline
 from appliance.policy import HeldKey
+from appliance.preflight import check, faults, gaps, pin_reader, read_trust
 from appliance.protection import Protection
-from appliance.registry import Registry, check_place, open_registry
+from appliance.registry import Registry, open_registry
 from appliance.seal_lookups import SealLookups
 from appliance.sealer import Sealer
 from appliance.sealing import Limits, MinuteWindows, SealBook, UseCounter
-from appliance.server import Outbox, WireServer, bind_listeners, tls_context
-from appliance.settings import (
-    SealSettings,
-    Settings,
-    TokenSettings,
-    load_mapping,
-    load_settings,
-    split_address,
-)
+from appliance.server import Outbox, WireServer, bind_listeners
+from appliance.settings import SealSettings, Settings, load_settings, split_address
 from appliance.sharing import FollowerShare, LeaderShare
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
@@ -81,7 +73,6 @@ from appliance.web import (
 
 log = logging.getLogger("appliance")
 
-MAX_PIN_LEN: Final = 255
 GC_THRESHOLD: Final = 20_000
 """Allocations between two looks of the collector: a request leaves no cycles, and 700 is a look every few requests."""
 DRAIN_TICK_S: Final = 0.01
@@ -93,66 +84,6 @@ USES_TICK_S: Final = 1.0
 """How often it is written what seals were used for; a crash loses as much from statistics."""
 UNFINISHED_TICK_S: Final = 0.2
 """How often it is looked whether a token is back that has keys half made."""
-
-
-def load_profile(token: TokenSettings) -> TokenProfile:
-    """The token's profile, else ``ConfigError`` with the file's name."""
-    try:
-        return TokenProfile.from_mapping(load_mapping(token.profile))
-    except ProfileError as error:
-        raise ConfigError(f"{token.profile}: {error}") from error
-
-
-def pin_reader(path: Path) -> Callable[[], bytes]:
-    """Reads the PIN anew for each start of a worker: a rotated PIN needs no restart, and none is kept in memory."""
-
-    def read() -> bytes:
-        try:
-            pin = path.read_bytes().rstrip(b"\r\n")
-        except OSError as error:
-            raise ConfigError(f"PIN file {path}: {error.strerror}", hint="check tokens[].pin_file") from error
-        if not 1 <= len(pin) <= MAX_PIN_LEN:
-            raise ConfigError(f"PIN file {path}: {len(pin)} bytes, expected 1 to {MAX_PIN_LEN}")
-        return pin
-
-    return read
-
-
-def check_secret_file(path: Path, setting: str) -> None:
-    """A secret that others may read is none."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint=f"check {setting}") from error
-    others = 0o077
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials is not None and path.is_relative_to(credentials):
-        others = 0o007  # systemd lets the service's user in by an ACL, whose mask shows as the group's mode
-    if mode & others:
-        raise ConfigError(f"{path}: others may read it (mode {mode & 0o777:04o})", hint=f"chmod 600 {path}")
-
-
-def check(settings: Settings) -> list[TokenProfile]:
-    """What can be told without starting anything; the profiles."""
-    profiles = [load_profile(token) for token in settings.tokens]
-    names = [profile.name for profile in profiles]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"two token profiles are named {name!r}", hint="keys are recorded under that name"
-            )
-    for token in settings.tokens:
-        check_secret_file(token.pin_file, "tokens[].pin_file")
-        pin_reader(token.pin_file)()
-    if settings.listen.tcp is not None:
-        tls_context(settings.listen)
-    if settings.web.api.listen is not None:
-        api_tls_context(settings.web.api)
-    read_trust(settings.seals)
-    check_place(settings)
-    if settings.registry_password_file is not None:
-        check_secret_file(settings.registry_password_file, "registry_password_file")
-    return profiles
 
 
 class Daemon:
@@ -551,18 +482,6 @@ class Daemon:
         await self.server.close(deadline_at)
 
 
-def read_trust(settings: SealSettings) -> Trust:
-    """Whom verification trusts, as the files say now; ``ConfigError`` where one cannot be read."""
-    try:
-        roots, crls = (
-            [der for path in paths for der in read_certificates(path)]
-            for paths in (settings.trust_files, settings.crl_files)
-        )
-        return Trust(roots, crls=crls)
-    except ApplianceError as error:
-        raise ConfigError(f"seals.trust_files, crl_files: {error.detail}", hint=error.hint) from error
-
-
 def certifying(settings: SealSettings) -> Callable[[HeldKey], bool]:
     """Whether a key is the seal maker's, our time-stamp authority's, or a CA's that is trusted here."""
     names = {settings.maker_key, settings.authority.key}
@@ -648,9 +567,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(options.config)
         if options.check:
-            check(settings)
-            print(f"{options.config}: good")
-            return 0
+            wrong = [*faults(settings), *gaps(settings)]
+            if not wrong:
+                print(f"{options.config}: good")
+            return max((_report(error) for error in wrong), default=0)
         following = Following.parse(options.follow) if options.follow is not None else None
         if os.geteuid() == 0 and not options.allow_root and following is None:
             raise ConfigError(

@@ -9,6 +9,8 @@ Rules:
   ``/etc/cloud-seal/appliance.yaml``. It is read only where an option does not say enough.
 * Passwords come from a prompt or a file that nobody else can read; never from the command line or environment.
 * TLS is 1.3, and the server's certificate is always checked.
+* A connection that has to be tried again is told to whoever watches, once and with the reason: the client is patient,
+  and a person who sees nothing for half a minute is not.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from urllib.parse import quote
 
 import uvloop
 
+from appliance.cli.show import Screen
 from appliance.client import Client
 from appliance.errors import (
     TABLE,
@@ -139,8 +142,24 @@ async def connect(args: argparse.Namespace, *, deadline_s: float | None = None) 
             f"--deadline {args.deadline:g}: expected more than 0, at most {MAX_DEADLINE_S:g} seconds"
         )
     _check_socket(address)
+    told = False
+
+    def tell(trouble: ApplianceError) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            # A screen of the moment: a progress bar may have taken standard error over meanwhile.
+            Screen(as_json=getattr(args, "json", False)).note(
+                f"{trouble.detail}; trying again until the deadline ({trouble.hint})"
+            )
+
     return await Client.connect(
-        address, account=_account(args), password=password, tls=tls, deadline_s=deadline_s or args.deadline
+        address,
+        account=_account(args),
+        password=password,
+        tls=tls,
+        deadline_s=deadline_s or args.deadline,
+        on_trouble=tell,
     )
 
 

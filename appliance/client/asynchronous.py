@@ -6,6 +6,10 @@ Rules:
   within it.
 * What the server says may be retried is retried until the deadline (``retries=False`` turns that off). A request
   whose connection was lost is sent again under the same job id and index, so that nothing is lost or doubled.
+* An error that ends the trying says what was wrong the last time; ``on_trouble`` hears it each time.
+* What trying again cannot mend ends every call at once. With TLS 1.3 a server refuses a client's certificate after
+  the handshake, and many close without an alert, as the appliance does; so the same end several times in a row,
+  before a byte has come, is taken for that refusal. Once is not enough: a server that is killed ends alike.
 * Streams take constant memory: no more batches are out than ``depth``.
 * ``sign`` calls made in the same turn of the loop under one key travel as one batch.
 
@@ -49,6 +53,7 @@ from appliance.errors import (
     BadRequest,
     ConfigError,
     DeadlineExceeded,
+    NotAuthenticated,
     ProtocolError,
     RequestError,
     SignerFailed,
@@ -84,6 +89,9 @@ MAX_BACK_OFF_S: Final = 2.0
 VANISHED_AFTER_S: Final = 20
 """A peer that acknowledges nothing for so long has gone; shorter would cut off a line that only stutters."""
 CLOSE_GRACE_S: Final = 1.0
+MAX_MUTE_ENDS: Final = 3
+"""TLS connections in a row that ended before a byte came: a server that restarts does not shake hands so often."""
+_HINT: Final = "is cloud-seald running there?"
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
 DEFAULT_DEPTH: Final = 16
@@ -138,16 +146,20 @@ class _Link(asyncio.Protocol):
         self._in_pieces = False
         self._loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
+        self.heard = False  # whether a byte came
+        self.cause: Exception | None = None  # of its end, where the transport knows one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self.cause = exc
         self.ended.set()
         self.client._lost(self)
 
     def data_received(self, data: bytes) -> None:
+        self.heard = True
         self._reader.receive(data)
         try:
             while (frame := self._reader.next_frame()) is not None:
@@ -201,6 +213,7 @@ class Client(SealCalls):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: bool = True,
         batch_singles: bool = True,
+        on_trouble: Callable[[ApplianceError], None] | None = None,
     ) -> None:
         self._address = address
         self._hello = wire.Hello(wire.VERSION, wire.VERSION, account, password)
@@ -208,6 +221,7 @@ class Client(SealCalls):
         self._deadline_s = deadline_s
         self._retries = retries
         self._batch_singles = batch_singles
+        self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
         self._link: _Link | None = None
         self._last_link: _Link | None = None  # it may still be closing when `_link` has gone
@@ -223,7 +237,10 @@ class Client(SealCalls):
         self._jobs = itertools.count()
         self._gathered: dict[tuple[str, float], list[tuple[bytes, asyncio.Future[bytes]]]] = {}
         self._reconnect = asyncio.Event()
+        # Why there is no connection; a ``RequestError`` is for good. Set by whoever sees the connection fail or end,
+        # cleared by the next one that opens.
         self._failure: ApplianceError | None = None
+        self._mute_ends = 0  # see MAX_MUTE_ENDS
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self.reconnects = 0
@@ -241,12 +258,15 @@ class Client(SealCalls):
         deadline_s: float = DEFAULT_DEADLINE_S,
         retries: bool = True,
         batch_singles: bool = True,
+        on_trouble: Callable[[ApplianceError], None] | None = None,
     ) -> Self:
         """Connect and prove who we are.
 
         ``address`` is ``unix:/path/of.sock`` or ``host:port``; the latter always speaks TLS 1.3, verified against the
         system's CAs unless ``tls`` says otherwise. ``deadline_s`` holds for this call and, by default, for each later
-        one. Raises ``NotAuthenticated``, ``Unavailable`` or ``DeadlineExceeded``.
+        one. ``on_trouble`` is told each time why there is no connection when another try is to follow. Raises
+        ``NotAuthenticated`` (also where the server does not accept the certificate in ``tls``), ``Unavailable`` or
+        ``DeadlineExceeded``.
         """
         client = cls(
             address,
@@ -256,6 +276,7 @@ class Client(SealCalls):
             deadline_s=deadline_s,
             retries=retries,
             batch_singles=batch_singles,
+            on_trouble=on_trouble,
         )
         if not address.startswith("unix:"):
             try:
@@ -688,31 +709,52 @@ class Client(SealCalls):
             if isinstance(self._failure, RequestError):
                 return
             try:
-                self._link = self._last_link = await self._open(generation)
-                if self._link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
+                self._link = self._last_link = link = await self._open(generation)
+                self._failure = None
+                if link.ended.is_set():  # before it was ours, so `_lost` has not heard of it
                     self._reconnect.set()
-                self._link.write(wire.encode_hello(self._hello))
+                link.write(wire.encode_hello(self._hello))
                 began_at = self._loop.time()
                 await self._reconnect.wait()
                 self._reconnect.clear()
+                self._learn_from_end(link)
                 if self._loop.time() - began_at > MAX_BACK_OFF_S:
                     back_off_s = FIRST_BACK_OFF_S
             except (OSError, ssl.SSLError) as error:
-                self._failure = Unavailable(
-                    f"cannot connect to {self._address}: {error}", hint="is cloud-seald running there?"
-                )
-                if isinstance(error, ssl.SSLCertVerificationError):
-                    self._failure = BadRequest(
-                        f"{self._address}: {error}", hint="trust its CA, or fix the name"
-                    )
-                    self._broken(self._failure)
+                if (reason := _certificate_alert(error)) is not None:
+                    self._broken(_certificate_refused(self._address, reason))
                     return
+                self._mute_ends = 0
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    self._broken(
+                        BadRequest(f"{self._address}: {error}", hint="trust its CA, or fix the name")
+                    )
+                    return
+                self._failure = _cannot_connect(self._address, error)
+            if self._failure is not None and not isinstance(self._failure, RequestError):
                 if not self._retries and self._welcome is None:
                     self._broken(self._failure)
                     return
+                if self._on_trouble is not None:
+                    self._on_trouble(self._failure)
             self.reconnects += 1
             await asyncio.sleep(back_off_s * random.uniform(0.5, 1.0))  # noqa: S311  # spreads a herd
             back_off_s = min(back_off_s * 2, MAX_BACK_OFF_S)
+
+    def _learn_from_end(self, link: _Link) -> None:
+        """Why it ended, unless the server said so; and one that refuses our certificate will do so again."""
+        if self._failure is None:
+            reason = "" if link.cause is None else f" ({_reason_of(link.cause)})"
+            self._failure = Unavailable(f"{self._address} closed the connection{reason}", hint=_HINT)
+        if link.heard or self._address.startswith("unix:"):
+            self._mute_ends = 0
+            return
+        self._mute_ends += 1
+        refusal = _certificate_alert(link.cause)
+        if refusal is None and self._mute_ends >= MAX_MUTE_ENDS:
+            refusal = f"the connection was closed after the TLS handshake, {self._mute_ends} times, before an answer"
+        if refusal is not None:
+            self._broken(_certificate_refused(self._address, refusal))
 
     async def _open(self, generation: int) -> _Link:
         def make() -> _Link:
@@ -742,9 +784,12 @@ class Client(SealCalls):
             now = self._loop.time()
             for pending in self._pending.values():
                 if pending.deadline_at <= now and not pending.future.done():
+                    # No answer is no proof that nothing was done, whatever the connection died of.
+                    reason = "" if self._failure is None else f"; {self._failure.detail}"
                     pending.future.set_exception(
                         DeadlineExceeded(
-                            "the deadline passed without an answer", hint="ask again by the same job id"
+                            f"the deadline passed without an answer{reason}",
+                            hint="ask again by the same job id",
                         )
                     )
 
@@ -753,6 +798,43 @@ class Client(SealCalls):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _reason_of(error: Exception) -> str:
+    """Why a connection could not be made, or ended, in the system's words."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        # asyncio's own text has the address, and says of every error that the call failed.
+        text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+        return text[:1].lower() + text[1:]
+    return str(error) or type(error).__name__
+
+
+def _cannot_connect(address: str, error: Exception) -> Unavailable:
+    hint = _HINT
+    if isinstance(error, PermissionError):
+        hint = "expected a socket that this user may write to: see listen.unix_socket_mode, or run as another user"
+    elif isinstance(error, socket.gaierror):
+        hint = "expected a host name that can be resolved, or an IP address"
+    return Unavailable(f"cannot connect: {_reason_of(error)} at {address}", hint=hint)
+
+
+def _certificate_alert(error: Exception | None) -> str | None:
+    """The TLS alert by which the peer refused our certificate, or asked for one; None for any other error."""
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    if not isinstance(reason, str) or "_ALERT_" not in reason:
+        return None
+    alert = reason.partition("_ALERT_")[2].lower()
+    return (
+        f"TLS alert {alert}" if "certificate" in alert or alert in ("unknown_ca", "access_denied") else None
+    )
+
+
+def _certificate_refused(address: str, reason: str) -> NotAuthenticated:
+    return NotAuthenticated(
+        f"authentication failed: {address} does not accept the client's certificate ({reason})",
+        hint="expected one that is valid now and issued by a CA in the appliance's listen.tls.client_ca_file, or"
+        " none and a password",
+    )
 
 
 def receipts(answer: SignedAnswer) -> Iterator[Receipt]:

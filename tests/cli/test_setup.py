@@ -14,8 +14,8 @@ import yaml
 from appliance.cli import setup
 from appliance.cli.files import write_durably
 from appliance.cli.main import main
-from appliance.daemon import check
 from appliance.errors import BadRequest, ConfigError, Unavailable
+from appliance.preflight import check
 from appliance.registry import open_registry
 from appliance.settings import load_settings
 

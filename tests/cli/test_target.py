@@ -72,6 +72,31 @@ def test_what_is_switched_off_is_told(
     assert complaint in capsys.readouterr().err
 
 
+# The wire ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_who_waits_for_a_connection_is_told_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    """Early and once; the error says it again."""
+    if transport == "tcp":
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            address = f"127.0.0.1:{gone.getsockname()[1]}"
+    else:
+        address = f"unix:{tmp_path / 's'}"
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(tmp_path / "s"))
+    command = ["status", "--address", address, "--deadline", "0.5"]
+    assert main(command) == Unavailable.exit_code
+    note, error, hint = capsys.readouterr().err.splitlines()
+    reason = f"cannot connect: connection refused at {address}"
+    assert note.startswith(f"{reason}; trying again until the deadline") and error == f"error: {reason}"
+    assert "cloud-seald" in hint
+    assert main([*command, "--json"]) == Unavailable.exit_code
+    assert json.loads(capsys.readouterr().err)["detail"] == reason, "a program gets the one document"
+
+
 # Passwords --------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +308,9 @@ def test_over_tls_with_a_certificate(tmp_path_factory: pytest.TempPathFactory) -
         assert cli(*trusting, "--client-certificate", other, "--client-key", other_key)[0] == 4
         # No certificate, or one that nobody vouches for, proves nothing.
         assert cli(*trusting)[0] in (4, 8)
-        assert cli(*trusting, "--client-certificate", foreign, "--client-key", foreign_key)[0] in (4, 8, 11)
+        exit_code, document = cli(*trusting, "--client-certificate", foreign, "--client-key", foreign_key)
+        assert (exit_code, document["error"]) == (4, "not_authenticated")
+        assert "certificate" in document["detail"] and "listen.tls.client_ca_file" in document["hint"]
         # A server that our CAs do not vouch for is not spoken to.
         exit_code, document = cli(*wire, "--ca-file", theirs.path)
         assert (exit_code, document["error"]) == (2, "bad_request")

@@ -23,6 +23,7 @@ from appliance_fixture import (
     Wire,
     children_of,
     digests,
+    free_port,
     public_key,
     run,
     verifies,
@@ -419,6 +420,46 @@ def test_tls_with_a_pinned_certificate(appliance: Appliance, authority: Authorit
 
     with pytest.raises(NotAuthenticated):
         run(without_tls())
+
+
+def test_a_certificate_that_the_appliance_does_not_accept_is_told_at_once(
+    appliance: Appliance, authority: Authority, tmp_path: Path
+) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    tls = authority.context()
+    tls.load_cert_chain(stranger.issue("foreign"), stranger.root / "foreign.key")
+
+    async def attempt(address: str) -> None:
+        # The deadline is the test's: nothing waits for it.
+        await Client.connect(address, account="app", password=PASSWORD, tls=tls, deadline_s=600)
+
+    with pytest.raises(NotAuthenticated, match="after the TLS handshake"):
+        run(attempt(f"127.0.0.1:{appliance.tcp_port}"))
+
+
+def test_a_certificate_that_a_server_refuses_by_an_alert(authority: Authority, tmp_path: Path) -> None:
+    """OpenSSL's own server says what the appliance's cannot; so may whatever stands before an appliance."""
+    stranger = Authority(tmp_path / "stranger")
+    foreign = authority.context()
+    foreign.load_cert_chain(stranger.issue("foreign"), stranger.root / "foreign.key")
+    port = free_port()
+    server = subprocess.Popen(
+        ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-tls1_3", "-Verify", "1", "-verify_return_error",
+         "-cert", authority.root / "server.pem", "-key", authority.root / "server.key",
+         "-CAfile", authority.root / "ca.pem"],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    async def attempt(tls: ssl.SSLContext) -> None:
+        await Client.connect(f"127.0.0.1:{port}", account="app", tls=tls, deadline_s=600)
+
+    try:
+        for tls, alert in ((foreign, "unknown_ca"), (authority.context(), "certificate_required")):
+            with pytest.raises(NotAuthenticated, match=f"TLS alert {alert}"):
+                run(attempt(tls))
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_tls_below_1_3_and_plain_text_are_refused(appliance: Appliance, authority: Authority) -> None:

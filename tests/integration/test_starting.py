@@ -111,7 +111,7 @@ def profile_twice(appliance: Appliance) -> str:
 
 def pin_missing(appliance: Appliance) -> str:
     appliance.pin_file.unlink()
-    return "No such file"
+    return r"tokens\[0\]\.pin_file: .*No such file or directory; expected a file with the user PIN"
 
 
 def pin_readable_by_others(appliance: Appliance) -> str:
@@ -119,21 +119,33 @@ def pin_readable_by_others(appliance: Appliance) -> str:
     return r"others may read it \(mode 0644\)\n  chmod 600"
 
 
+def pin_directory(appliance: Appliance) -> str:
+    appliance.pin_file.unlink()
+    appliance.pin_file.mkdir(0o700)
+    return r"tokens\[0\]\.pin_file: .*not a regular file; expected a file with the user PIN"
+
+
 def pin_empty(appliance: Appliance) -> str:
     appliance.pin_file.write_text("\n")
     return "0 bytes, expected 1 to 255"
 
 
-def tls_files_missing(appliance: Appliance) -> str:
-    tls = {"certificate_file": "/nonexistent.pem", "key_file": "/nonexistent.key"}
-    configure(appliance, listen={"tcp": "127.0.0.1:0", "tls": tls})
-    return r"listen\.tls: .*No such file"
+def module_missing(appliance: Appliance) -> str:
+    appliance.profile_file.write_text(json.dumps({**appliance.profile, "module": "/nonexistent.so"}))
+    return r"profile\.yaml: module: /nonexistent\.so: no such file; expected the PKCS#11 module"
+
+
+def maker_certificate_missing(appliance: Appliance) -> str:
+    configure(appliance, seals={"maker_key": "maker", "maker_certificate_file": "/nonexistent.pem"})
+    return (
+        r"seals\.maker_certificate_file: nonexistent\.pem: No such file or directory; expected a certificate"
+    )
 
 
 BROKEN = (
     unknown_key, not_yaml, out_of_range, missing_config, tcp_without_certificate, health_for_everybody, bad_mode,
     profile_missing, profile_wrong, profile_unknown_key, profile_twice, pin_missing, pin_readable_by_others,
-    pin_empty, tls_files_missing,
+    pin_directory, pin_empty, module_missing, maker_certificate_missing,
 )  # fmt: skip
 
 
@@ -154,15 +166,82 @@ def test_start_checks_too(appliance: Appliance) -> None:
     refused(appliance, "others may read it")
 
 
-def test_key_that_does_not_fit_the_certificate(appliance: Appliance, authority: Authority) -> None:
-    authority.issue("another")
-    tls = {
-        "certificate_file": str(authority.root / "server.pem"),
-        "key_file": str(authority.root / "another.key"),
-    }
+def test_every_fault_is_told(appliance: Appliance) -> None:
+    """Whoever installs a rack mends them in one go."""
+    pin_missing(appliance)
+    module_missing(appliance)
+    tls = {name: f"/nonexistent/{name}" for name in ("certificate_file", "key_file", "client_ca_file")}
     configure(appliance, listen={"tcp": "127.0.0.1:0", "tls": tls})
     done = tried(appliance, "--check")
-    assert done.returncode == ConfigError.exit_code and "listen.tls" in done.stderr
+    assert done.returncode == ConfigError.exit_code and not done.stdout
+    told = [line for line in done.stderr.splitlines() if line.startswith("cloud-seald: ")]
+    assert all("; expected " in line for line in told), told
+    for name, what in (
+        ("tokens[0].pin_file", "PIN"),
+        ("listen.tls.certificate_file", "a certificate in PEM"),
+        ("listen.tls.key_file", "private key in PEM"),
+        ("listen.tls.client_ca_file", "certificates of CAs"),
+        ("module", "the PKCS#11 module"),
+    ):
+        assert any(name in line and what in line for line in told), (name, told)
+    assert len(told) == 5
+    # A start tells all of them but the module: that one is waited for.
+    done = tried(appliance)
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if "module" not in line]
+    assert all(name in done.stderr for name in ("pin_file", "certificate_file", "key_file", "client_ca_file"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "certificate_file",
+            "key",
+            r"certificate_file: .*: no certificate in it; expected a certificate in PEM",
+        ),
+        ("client_ca_file", "key", r"client_ca_file: .*: no certificate in it; expected certificates of CAs"),
+        ("key_file", "certificate", r"key_file: .*: no private key in it; expected the certificate's"),
+        (
+            "key_file",
+            "another",
+            r"key_file: .*: not the key of the certificate in .*; expected the private key",
+        ),
+        ("key_file", "encrypted", r"key_file: .*: encrypted; expected a key without a pass phrase"),
+        ("key_file", "directory", r"key_file: .*: Is a directory; expected the certificate's private key"),
+    ],
+)
+def test_tls_files_that_do_not_fit(
+    appliance: Appliance, authority: Authority, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    server = {"certificate": authority.root / "server.pem", "key": authority.root / "server.key"}
+    wrong = tmp_path / "wrong"
+    if content == "another":
+        authority.issue("another")
+        shutil.copy(authority.root / "another.key", wrong)
+    elif content == "encrypted":
+        subprocess.run(
+            ["openssl", "pkey", "-in", server["key"], "-aes256", "-passout", "pass:x", "-out", wrong],
+            check=True,
+        )
+    elif content == "directory":
+        wrong.mkdir()
+    else:
+        shutil.copy(server[content], wrong)
+    tls = {
+        "certificate_file": str(server["certificate"]),
+        "key_file": str(server["key"]),
+        "client_ca_file": str(authority.root / "ca.pem"),
+    }
+    configure(appliance, listen={"tcp": "127.0.0.1:0", "tls": tls})
+    assert tried(appliance, "--check").returncode == 0
+    configure(appliance, listen={"tcp": "127.0.0.1:0", "tls": {**tls, name: str(wrong)}})
+    done = tried(appliance, "--check")
+    assert done.returncode == ConfigError.exit_code and re.search(rf"listen\.tls\.{message}", done.stderr), (
+        done
+    )
+    assert len(done.stderr.splitlines()) == 2 and "Enter" not in done.stderr, "nobody is asked"
+    assert tried(appliance).stderr == done.stderr, "a start says the same"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can try to start as root")

@@ -25,8 +25,8 @@ from registry.conftest import Place
 from registry.keys import ACCOUNT, make_key
 from registry.seals import ORGANISATION
 
-from appliance.daemon import check
 from appliance.errors import ApplianceError, ConfigError, Conflict, StateUnknown, Unavailable
+from appliance.preflight import check
 from appliance.registry import Registry, open_registry
 from appliance.registry import postgres as postgres_module
 from appliance.registry.database import Transaction

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,10 @@ def start(call: Awaitable[Any]) -> asyncio.Future[Any]:
     return asyncio.ensure_future(call)
 
 
+def remove(address: str) -> None:
+    Path(address.removeprefix("unix:")).unlink()
+
+
 # Connecting -------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +200,68 @@ def test_nobody_listens(run: Run, tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("retries", [True, False])
+def test_the_last_reason_is_told_when_the_client_gives_up(script: Script, retries: bool) -> None:
+    """And each one meanwhile, to whoever listens."""
+    heard: list[str] = []
+
+    async def test(server: Server, address: str) -> None:
+        options: dict[str, Any] = {"retries": retries, "on_trouble": lambda error: heard.append(error.detail)}
+        connecting = start(Client.connect(address, account="a", deadline_s=5, **options))
+        (await server.peers.get()).close()
+        if retries:
+            remove(address)
+            while len(heard) < 2:
+                await asyncio.sleep(0.01)
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(address.removeprefix("unix:"))
+        with pytest.raises(Unavailable) as error:
+            await connecting
+        if retries:
+            assert asyncio.get_running_loop().time() == pytest.approx(1_005, abs=0.1)
+            assert error.value.detail == f"cannot connect: connection refused at {address}"
+            assert heard[0].startswith(f"{address} closed the connection")
+            assert heard[1] == f"cannot connect: no such file or directory at {address}"
+            assert heard[-1] == error.value.detail
+        else:
+            assert asyncio.get_running_loop().time() < 1_001
+            assert error.value.detail.startswith(f"{address} closed the connection") and not heard
+        assert "cloud-seald" in error.value.hint
+
+    script(test)
+
+
+def test_a_reason_of_yesterday_is_not_told(script: Script, tmp_path: Path) -> None:
+    """The connection was refused, then opened, and now it is the server that says nothing."""
+
+    async def test(server: Server, address: str) -> None:
+        later = tmp_path / "later"
+        connecting = start(Client.connect(f"unix:{later}", account="a", deadline_s=5))
+        await asyncio.sleep(0.1)
+        later.symlink_to(address.removeprefix("unix:"))
+        with pytest.raises(DeadlineExceeded, match="did not answer"):
+            await connecting
+
+    script(test)
+
+
+def test_a_call_that_waited_in_vain_says_what_the_connection_died_of(script: Script) -> None:
+    async def test(server: Server, address: str) -> None:
+        client, peer = await connected(server, address)
+        asked = start(client.sign_batch("k", block(1), deadline_s=2))
+        await peer.sign()
+        remove(address)
+        peer.close()
+        await peer.lost.wait()
+        with pytest.raises(DeadlineExceeded, match=r"without an answer; cannot connect: no such file"):
+            await asked
+        with pytest.raises(Unavailable, match="cannot connect: no such file"):
+            await client.sign_batch("k", block(2), deadline_s=2)
+        await client.close()
+
+    script(test)
+
+
 def test_a_server_that_says_nothing(script: Script) -> None:
     async def test(server: Server, address: str) -> None:
         with pytest.raises(DeadlineExceeded):
@@ -221,6 +288,72 @@ def test_turned_away_for_now_and_let_in_later(script: Script) -> None:
         peer = await server.peers.get()
         peer.send(wire.encode_error(0, Unavailable("too many connections", retry_after_ms=1_000)))
         peer.close()
+        await server.peer()
+        await (await connecting).close()
+
+    script(test)
+
+
+@pytest.fixture
+def over_tcp(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """An address with a port that leads to the scripted server: the handshake of TLS is behind us."""
+
+    def lead(address: str) -> str:
+        async def open_link(client: Client, generation: int) -> Any:
+            def make() -> Any:
+                return client_module._Link(client, generation)
+
+            loop = asyncio.get_running_loop()
+            return (await loop.create_unix_connection(make, address.removeprefix("unix:")))[1]
+
+        monkeypatch.setattr(Client, "_open", open_link)
+        return "appliance.example:9443"
+
+    return lead
+
+
+def test_a_server_that_hangs_up_after_each_handshake_does_not_accept_the_certificate(
+    script: Script, over_tcp: Callable[[str], str]
+) -> None:
+    """TLS 1.3 refuses a client's certificate after the handshake, and the appliance does so without an alert."""
+
+    async def test(server: Server, address: str) -> None:
+        connecting = start(Client.connect(over_tcp(address), account="a"))
+        for _ in range(client_module.MAX_MUTE_ENDS):
+            (await server.peers.get()).close()
+        with pytest.raises(NotAuthenticated, match=r"appliance\.example:9443 .*certificate") as error:
+            await connecting
+        assert "listen.tls.client_ca_file" in error.value.hint
+        assert asyncio.get_running_loop().time() < 1_001, "at once"
+        assert server.peers.empty(), "it did not try again"
+
+    script(test)
+
+
+def test_a_server_that_is_killed_after_the_handshake_refuses_nobody(
+    script: Script, over_tcp: Callable[[str], str]
+) -> None:
+    async def test(server: Server, address: str) -> None:
+        client, peer = await connected(server, over_tcp(address))
+        call = start(client.sign_batch("k", block(1)))
+        for _ in range(3):
+            await peer.sign()
+            peer.close()
+            for _ in range(client_module.MAX_MUTE_ENDS - 1):
+                (await server.peers.get()).close()
+            peer = await server.peer()
+        peer.signed(*await peer.sign())
+        await call
+        await client.close()
+
+    script(test)
+
+
+def test_a_unix_socket_has_no_certificates(script: Script) -> None:
+    async def test(server: Server, address: str) -> None:
+        connecting = start(Client.connect(address, account="a"))
+        for _ in range(client_module.MAX_MUTE_ENDS + 1):
+            (await server.peers.get()).close()
         await server.peer()
         await (await connecting).close()
 
