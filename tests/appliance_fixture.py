@@ -1,7 +1,7 @@
 """The real daemon on a real SoftHSM2 token, with everything a test needs to use it, hurt it and look at it.
 
-For: ``tests/integration`` and ``tests/fault``. ``Appliance`` is one ``cloud-seald`` process with its files; ``Wire`` a
-client of blocking calls that can also misbehave; ``until`` waits for a state with a deadline.
+For: ``tests/integration``, ``tests/fault`` and others. ``Appliance`` is one ``cloud-seald`` process with its files;
+``Wire`` a client of blocking calls that can also misbehave; ``until`` waits for a state with a deadline.
 
 Rules:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -197,11 +198,27 @@ def rss_len(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def _own_ports() -> Iterator[int]:
+    """Ports that the kernel gives to nobody who asks for any, a different share of them for each test process."""
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    # pytest-xdist names its processes gw0, gw1, …; sixteen of them have ports apart.
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16
+    own = range(max(1_024, first_ephemeral - 16_384) + process, first_ephemeral, 16)
+    # Another run on this machine probably begins elsewhere. Where the kernel gives them all away, it is asked for any.
+    begin = secrets.randbelow(len(own) or 1)
+    return itertools.cycle([*own[begin:], *own[:begin]] or [0])
+
+
+_PORTS = _own_ports()
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port on which nobody listens, and which nobody else is given until whoever asked listens on it."""
+    for port in itertools.islice(_PORTS, 1_000):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return int(sock.getsockname()[1])
+    pytest.fail("no port is free")
 
 
 # HTTP -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from appliance_fixture import free_port
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -277,9 +278,7 @@ def test_over_tls_with_a_certificate(tmp_path_factory: pytest.TempPathFactory) -
     directory = tmp_path_factory.mktemp("t")
     ours, theirs = Authority(directory, "ours"), Authority(directory, "theirs")
     server_certificate, server_key = ours.issue("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     initialise(directory, demo_token=True, health="127.0.0.1:0")
     config = directory / "appliance.yaml"
     text = config.read_text().replace("  tcp: null", f"  tcp: 127.0.0.1:{port}")
