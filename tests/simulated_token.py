@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from appliance_fixture import PIN, ROOT, SO_PIN
-
-
-def tool(name: str) -> str:
-    """meson or ninja, from the environment that the tests run in if it has them."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    assert found, f"{name} is needed to build firmware-sim: pip install {name}"
-    return found
+from firmware_build import PROJECT, build
 
 
 @pytest.fixture(scope="session")
 def simulator() -> Path:
     """The module, built where that has not been done."""
-    build = ROOT / "firmware-sim" / "build"
-    environment = {**os.environ, "NINJA": tool("ninja")}
-    if not (build / "build.ninja").exists():
-        subprocess.run([tool("meson"), "setup", build, build.parent], env=environment, check=True)
-    subprocess.run([tool("ninja"), "-C", build, "-j2", "--quiet"], env=environment, check=True)
-    return build / "libfirmware_sim.so"
+    return build(PROJECT / "build") / "libfirmware_sim.so"
 
 
 @dataclass

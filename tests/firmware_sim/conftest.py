@@ -1,38 +1,16 @@
 """Build the simulator once per run, and give each test a token directory of its own."""
 
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from firmware_build import PROJECT, build
 
 from .p11 import Module, Session
 
-PROJECT = Path(__file__).parents[2] / "firmware-sim"
 # A KDF of 2^4 instead of 2^14: these tests try hundreds of PINs, and none of them is about the KDF's cost.
 TEST_SETTINGS = {"FIRMWARE_SIM_KDF_LOG2N": "4"}
-
-
-def tool(name: str) -> str:
-    """meson or ninja, from the environment the tests run in if it has them."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    assert found, f"{name} is needed to build firmware-sim: pip install {name}"
-    return found
-
-
-def build(directory: Path, *options: str) -> Path:
-    """Configure once, build what is out of date."""
-    environment = os.environ | {"NINJA": tool("ninja")}
-    if not (directory / "build.ninja").exists():
-        subprocess.run(
-            [tool("meson"), "setup", str(directory), str(PROJECT), *options], env=environment, check=True
-        )
-    subprocess.run([tool("ninja"), "-C", str(directory), "-j2", "--quiet"], env=environment, check=True)
-    return directory
 
 
 @pytest.fixture(scope="session")

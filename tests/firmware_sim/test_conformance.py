@@ -16,8 +16,8 @@ import venv
 from pathlib import Path
 
 import pytest
+from firmware_build import PROJECT
 
-from .conftest import PROJECT
 from .p11 import SO_PIN, USER_PIN, Module
 
 VERSION = "0.2.3"

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from firmware_build import PROJECT, build
 
-from .conftest import PROJECT, build
 from .p11 import USER_PIN, Module
 
 

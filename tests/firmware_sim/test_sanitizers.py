@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .conftest import PROJECT, build
+from firmware_build import PROJECT, build
 
 
 def runtime(name: str) -> str | None:
