@@ -58,7 +58,7 @@ def test_gone_and_back(appliance: Appliance, remote: RemoteToken) -> None:
             # While it is known to be down, the answer is immediate; verification and status go on.
             asked_at = time.monotonic()
             assert unavailable(appliance, client)
-            assert time.monotonic() - asked_at < 1
+            assert time.monotonic() - asked_at < 5, "and 20 s were allowed"
             assert client.status(["seal"])[0].state is wire.KeyState.UNAVAILABLE
             assert client.verify("seal", wire.digests(digests(1)), bytes(64)) == b"\0"
             made = appliance.officer("POST", "/v1/keys", {"name": "x", "algorithm": "ecdsa-p256-sha256"})

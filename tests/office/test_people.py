@@ -60,10 +60,11 @@ def test_guessing_is_slowed_for_that_name_and_peer(rig: MakeRig) -> None:
             guesses = [await seconds(office.login("clerk", "wrong", "peer")) for _ in range(4)]
             for took, least in zip(guesses, (0.0, 0.2, 0.4, 0.8), strict=True):
                 assert took >= least, guesses
-            assert await seconds(office.login("clerk", "wrong", "another peer")) < 0.2
-            assert await seconds(office.login("maker", "wrong", "peer")) < 0.2
+            # On the same slate the next would take 0.8 s. On a busy machine anything may take a while.
+            assert await seconds(office.login("clerk", "wrong", "another peer")) < 0.7
+            assert await seconds(office.login("maker", "wrong", "peer")) < 0.7
             assert await seconds(office.login("clerk", PASSWORD, "peer")) >= 0.7
-            assert await seconds(office.login("clerk", PASSWORD, "peer")) < 0.2, "a success wipes the slate"
+            assert await seconds(office.login("clerk", PASSWORD, "peer")) < 0.7, "a success wipes the slate"
             await office.close()
 
     run(test())

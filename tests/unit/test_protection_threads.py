@@ -126,9 +126,9 @@ def test_is_unlocked_costs_next_to_nothing(tmp_path: Path) -> None:
             await protection.unlock("a", "s1", RIGHT)
             with pytest.raises((Denied, Busy)):
                 await protection.unlock("b", "s1", RIGHT + "x")
-            began_at = time.perf_counter()
+            began_at = time.thread_time()  # whatever else this machine does
             assert all(protection.is_unlocked("a", "s1") for _ in range(100_000))
-            assert time.perf_counter() - began_at < 1, "some 0.2 µs each here; 10 µs would be a defect"
+            assert time.thread_time() - began_at < 1, "some 0.2 µs each here; 10 µs would be a defect"
 
     try:
         asyncio.run(test())
