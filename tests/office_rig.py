@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ OFFICERS: Mapping[str, frozenset[Role]] = {
 }
 
 
+@cache  # compressing it takes longer than most of what is done with it
 def imprint(side_px: int = 500, colour: tuple[int, int, int] = (200, 20, 20)) -> bytes:
     """A round seal on a transparent background."""
     image = Image.new("RGBA", (side_px, side_px), (0, 0, 0, 0))
