@@ -39,8 +39,13 @@ simulator: setup
 	ninja -C firmware-sim/build --quiet $(notdir $(SIMULATOR)) >firmware-sim/build/make.log || \
 	  { cat firmware-sim/build/make.log; exit 1; }
 
-test: lint setup-tests simulator  ## lint, then the whole test suite but the gauntlet
-	@$(BIN)/pytest -m "not gauntlet" $(ARGS)
+# Two processes, for two cores: most tests start processes and wait. A file's tests stay together, for they share what
+# their fixtures make; files begin in the order of their names, which leaves short ones for the end. What is measured
+# (pytest-benchmark) is measured alone, so here it only runs. ARGS="-n 0" runs everything in one process, in order.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
+test: lint setup-tests simulator  ## lint, then the whole test suite but the gauntlet, two tests at a time
+	@$(BIN)/pytest -m "not gauntlet" $(PARALLEL) $(ARGS)
 
 lint: setup-lint  ## ruff, mypy --strict, the import contracts
 	@echo "ruff check, ruff format --check" && $(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet

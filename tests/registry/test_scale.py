@@ -1,6 +1,7 @@
 """Very many seals: look-ups go by an index, a start does not read them, statistics do not read their rows.
 
 The times are printed, not asserted: they are the machine's. What is asserted are the plans that both databases make.
+Where tests run in several processes (``make test``) nothing is printed; ``pytest tests/registry/test_scale.py`` prints.
 """
 
 from __future__ import annotations
