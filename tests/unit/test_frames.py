@@ -1,4 +1,4 @@
-"""The short way reads what the general way reads, and nothing else; it writes the same bytes."""
+"""Small frames are read and written natively as the general way does it, and nothing else is read."""
 
 from __future__ import annotations
 
