@@ -8,7 +8,8 @@ Rules:
 * Every request is authorised against what holds now, not against what held at HELLO.
 * Verification and long hashing run in threads with the GIL released, a bounded amount at a time; the event loop is
   never held for more than ``INLINE_HASH_LEN`` bytes of hashing.
-* Nothing of a signature is released before the pipeline says so: here the journal will stand.
+* Nothing of a signature is released before the pipeline says so: here the journal will stand. What passes in a lane is
+  released where its piece ends (``express_lane.c``), and the journal will stand there too.
 """
 
 from __future__ import annotations
