@@ -54,6 +54,9 @@ STAY_S: Final = 0.5e-3
 About what it takes to send to a worker that sleeps, wake it, sign with cold caches and be woken by its answer."""
 STAY_PATIENCE_S: Final = 5e-3
 """A busy worker that has answered nothing for so long is not waited for: it may hang."""
+LANE_SLICE_S: Final = 1e-3
+"""A slice of lone requests is no more work than this: whoever is in it waits for all of it. Half as much costs a slow
+token a tenth of its rate."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
 MIN_ITEM_S: Final = 1e-7
@@ -295,7 +298,7 @@ class Dispatcher:
         self._clock = clock
         self._want_key = want_key
         self.lane = _express.Lane(
-            slice_target_s=settings.slice_target_ms / 1_000,
+            slice_target_s=min(settings.slice_target_ms / 1_000, LANE_SLICE_S),
             max_slice_items=settings.max_slice_items,
             stay_s=STAY_S,
             stay_patience_s=STAY_PATIENCE_S,
