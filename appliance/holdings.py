@@ -268,8 +268,9 @@ class _Told(dict[str, _T]):
         _express.withdraw()
 
     def pop(self, name: str, *default: Any) -> Any:
+        value = super().pop(name, *default)
         _express.withdraw()
-        return super().pop(name, *default)
+        return value
 
 
 async def _nobody_else(kind: str, name: str) -> None:

@@ -246,10 +246,11 @@ class SignerWorker(_express.Link, asyncio.Protocol):
         pool.occasion.begin()
         try:
             for sequence, count, done, rv, execution_ns, statuses, signatures in answers:
-                piece = self.slices.pop(sequence)
-                if count != piece.count:
+                piece = self.slices.get(sequence)
+                if piece is None or count != piece.count:  # what is owed goes to another worker
                     self._broken(f"an answer to slice {sequence} that nobody asked for")
                     return
+                del self.slices[sequence]
                 pool.slice_answered(self, piece, rv, done, execution_ns, statuses, signatures)
         finally:
             pool.occasion.end()
@@ -264,9 +265,10 @@ class SignerWorker(_express.Link, asyncio.Protocol):
         if kind == link.Kind.SIGNED:
             answer = link.unpack_signed(memoryview(payload))
             self._adopt_slice(sequence)
-            piece = self.slices.pop(sequence)
-            if answer.item_count != piece.count:
+            piece = self.slices[sequence]
+            if answer.item_count != piece.count:  # what is owed goes to another worker
                 raise ValueError("another count than was asked")
+            del self.slices[sequence]
             self.pool.slice_answered(
                 self, piece, answer.rv, answer.done, answer.execution_ns, answer.statuses, answer.signatures
             )

@@ -407,7 +407,7 @@ def _wait_for(stage: Stage, seal_id: str, state: str) -> None:
             raise Unavailable(
                 f"the seal is {now} and not {state} after {FILING_TIMEOUT_S:g} s", hint="see the daemon's log"
             )
-        time.sleep(POLL_S)
+        time.sleep(POLL_S)  # the daemon tells nobody when a receipt has come; a person would look again, too
 
 
 # The public security -----------------------------------------------------------------------------------------

@@ -46,6 +46,13 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from appliance import wire
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, PublicKey
+from appliance.client.connecting import (
+    HINT,
+    cannot_connect,
+    certificate_alert,
+    certificate_refused,
+    reason_of,
+)
 from appliance.client.seals import SealCalls
 from appliance.client.streams import in_order, iterate
 from appliance.errors import (
@@ -53,7 +60,6 @@ from appliance.errors import (
     BadRequest,
     ConfigError,
     DeadlineExceeded,
-    NotAuthenticated,
     ProtocolError,
     RequestError,
     SignerFailed,
@@ -91,7 +97,6 @@ VANISHED_AFTER_S: Final = 20
 CLOSE_GRACE_S: Final = 1.0
 MAX_MUTE_ENDS: Final = 3
 """TLS connections in a row that ended before a byte came: a server that restarts does not shake hands so often."""
-_HINT: Final = "is cloud-seald running there?"
 DEFAULT_DEADLINE_S: Final = 30.0
 DEFAULT_BATCH_ITEMS: Final = 256
 DEFAULT_DEPTH: Final = 16
@@ -721,8 +726,8 @@ class Client(SealCalls):
                 if self._loop.time() - began_at > MAX_BACK_OFF_S:
                     back_off_s = FIRST_BACK_OFF_S
             except (OSError, ssl.SSLError) as error:
-                if (reason := _certificate_alert(error)) is not None:
-                    self._broken(_certificate_refused(self._address, reason))
+                if (reason := certificate_alert(error)) is not None:
+                    self._broken(certificate_refused(self._address, reason))
                     return
                 self._mute_ends = 0
                 if isinstance(error, ssl.SSLCertVerificationError):
@@ -730,7 +735,7 @@ class Client(SealCalls):
                         BadRequest(f"{self._address}: {error}", hint="trust its CA, or fix the name")
                     )
                     return
-                self._failure = _cannot_connect(self._address, error)
+                self._failure = cannot_connect(self._address, error)
             if self._failure is not None and not isinstance(self._failure, RequestError):
                 if not self._retries and self._welcome is None:
                     self._broken(self._failure)
@@ -744,17 +749,17 @@ class Client(SealCalls):
     def _learn_from_end(self, link: _Link) -> None:
         """Why it ended, unless the server said so; and one that refuses our certificate will do so again."""
         if self._failure is None:
-            reason = "" if link.cause is None else f" ({_reason_of(link.cause)})"
-            self._failure = Unavailable(f"{self._address} closed the connection{reason}", hint=_HINT)
+            reason = "" if link.cause is None else f" ({reason_of(link.cause)})"
+            self._failure = Unavailable(f"{self._address} closed the connection{reason}", hint=HINT)
         if link.heard or self._address.startswith("unix:"):
             self._mute_ends = 0
             return
         self._mute_ends += 1
-        refusal = _certificate_alert(link.cause)
+        refusal = certificate_alert(link.cause)
         if refusal is None and self._mute_ends >= MAX_MUTE_ENDS:
             refusal = f"the connection was closed after the TLS handshake, {self._mute_ends} times, before an answer"
         if refusal is not None:
-            self._broken(_certificate_refused(self._address, refusal))
+            self._broken(certificate_refused(self._address, refusal))
 
     async def _open(self, generation: int) -> _Link:
         def make() -> _Link:
@@ -798,43 +803,6 @@ class Client(SealCalls):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _reason_of(error: Exception) -> str:
-    """Why a connection could not be made, or ended, in the system's words."""
-    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
-        # asyncio's own text has the address, and says of every error that the call failed.
-        text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
-        return text[:1].lower() + text[1:]
-    return str(error) or type(error).__name__
-
-
-def _cannot_connect(address: str, error: Exception) -> Unavailable:
-    hint = _HINT
-    if isinstance(error, PermissionError):
-        hint = "expected a socket that this user may write to: see listen.unix_socket_mode, or run as another user"
-    elif isinstance(error, socket.gaierror):
-        hint = "expected a host name that can be resolved, or an IP address"
-    return Unavailable(f"cannot connect: {_reason_of(error)} at {address}", hint=hint)
-
-
-def _certificate_alert(error: Exception | None) -> str | None:
-    """The TLS alert by which the peer refused our certificate, or asked for one; None for any other error."""
-    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
-    if not isinstance(reason, str) or "_ALERT_" not in reason:
-        return None
-    alert = reason.partition("_ALERT_")[2].lower()
-    return (
-        f"TLS alert {alert}" if "certificate" in alert or alert in ("unknown_ca", "access_denied") else None
-    )
-
-
-def _certificate_refused(address: str, reason: str) -> NotAuthenticated:
-    return NotAuthenticated(
-        f"authentication failed: {address} does not accept the client's certificate ({reason})",
-        hint="expected one that is valid now and issued by a CA in the appliance's listen.tls.client_ca_file, or"
-        " none and a password",
-    )
 
 
 def receipts(answer: SignedAnswer) -> Iterator[Receipt]:
