@@ -13,6 +13,8 @@ class Lane:
     inflight_items: int
     item_s: float
     moved_at: float
+    busy_since: float
+    poll_fd: int
     held: int
     @property
     def workers(self) -> list[Any]: ...
@@ -27,13 +29,20 @@ class Lane:
         max_slice_items: int,
         stay_s: float,
         stay_patience_s: float,
+        crowded_stay_s: float,
+        crowded_patience_s: float,
+        piece_s: float,
+        ahead_s: float,
         min_ahead_items: int,
         max_queued_items: int,
         item_s: float,
+        spin_s: float,
+        processors: int,
         seconds: tuple[float, ...],
         items: tuple[float, ...],
     ) -> None: ...
     def pump(self) -> None: ...
+    def stays(self, now: float, /) -> bool: ...
     def take_waiting(self) -> list[Entry]: ...
     def take_counts(
         self,
@@ -51,6 +60,7 @@ class Lane:
 class Link:
     sessions: int
     outstanding: int
+    batches: int
     @property
     def slots(self) -> dict[str, int]: ...
     @property

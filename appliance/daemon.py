@@ -109,13 +109,14 @@ class Daemon:
             profile.name: SignerPool(
                 replace(profile, workers=place.share(profile.workers)),
                 pin_reader(token.pin_file),
-                settings.signers,
+                replace(settings.signers, processors=place.processors(settings.signers.processors)),
                 settings.window.max_queued_items,
                 self.verifier,
                 self.metrics,
                 clock,
                 self._find_key,
                 outbox,
+                place.processor_count,
             )
             for profile, token in zip(profiles, settings.tokens, strict=True)
         }

@@ -54,11 +54,23 @@ STAY_S: Final = 0.5e-3
 About what it takes to send to a worker that sleeps, wake it, sign with cold caches and be woken by its answer."""
 STAY_PATIENCE_S: Final = 5e-3
 """A busy worker that has answered nothing for so long is not waited for: it may hang."""
+CROWDED_STAY_S: Final = 2e-3
+"""Instead of ``STAY_S`` where there are not processors enough for all workers, the front and a caller: a worker that
+is woken then takes one from them, and what waits is served sooner by the one that is awake."""
+CROWDED_PATIENCE_S: Final = 5e-3
+"""A worker that has been busy for so long without a pause is not going to catch up: then ``STAY_S`` holds again."""
+PIECE_S: Final = 60e-6
+"""While work stays with a worker, a lone one's slice of lone requests is no more work than this: its answers leave as
+they are made, and not when the last of a thousand microseconds' work is."""
+AHEAD_S: Final = 300e-6
+"""And so much work it has at a time: more than it takes to send it the next, and soon done when more must be spread."""
 LANE_SLICE_S: Final = 1e-3
 """A slice of lone requests is no more work than this: whoever is in it waits for all of it. At 0.4 ms
 SoftHSM2 signed a fifth less with 64 requests under way."""
 FIRST_GUESS_ITEM_S: Final = 100e-6
 """Time an item takes before we have measured any: SoftHSM2 on P-256, about."""
+PLENTY: Final = 1_024
+"""Processors, where nobody says how many there are: nothing is crowded."""
 MIN_ITEM_S: Final = 1e-7
 """No token is faster; a worker whose clock says so must not make slices endless."""
 EWMA_WEIGHT: Final = 0.2
@@ -291,8 +303,12 @@ class Dispatcher:
         clock: Callable[[], float],
         want_key: Callable[[str], None],
         bounds: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()),
+        processor_count: int = PLENTY,
     ) -> None:
-        """``bounds`` are those of the histograms of seconds and of items that the lane counts in."""
+        """Processors are counted that the front and these workers have.
+
+        ``bounds`` are those of the histograms of seconds and of items that the lane counts in.
+        """
         self._settings = settings
         self._max_queued_items = max_queued_items
         self._clock = clock
@@ -302,9 +318,15 @@ class Dispatcher:
             max_slice_items=settings.max_slice_items,
             stay_s=STAY_S,
             stay_patience_s=STAY_PATIENCE_S,
+            crowded_stay_s=CROWDED_STAY_S,
+            crowded_patience_s=CROWDED_PATIENCE_S,
+            piece_s=PIECE_S,
+            ahead_s=AHEAD_S,
             min_ahead_items=MIN_AHEAD_ITEMS,
             max_queued_items=max_queued_items,
             item_s=FIRST_GUESS_ITEM_S,
+            spin_s=settings.spin_us / 1e6,
+            processors=processor_count,
             seconds=bounds[0],
             items=bounds[1],
         )
@@ -591,23 +613,14 @@ class Dispatcher:
 
     def _send(self, worker: Worker, piece: Slice) -> None:
         if not self.lane.inflight_items:
-            self.lane.moved_at = piece.sent_at
+            self.lane.moved_at = self.lane.busy_since = piece.sent_at
         self.lane.inflight_items += piece.count
         worker.outstanding += 1
         worker.send(piece)
 
-    def _stays(self) -> bool:
-        """Whether there is so little to do that idle workers are not woken for it."""
-        lane = self.lane
-        return (
-            lane.inflight_items > 0
-            and (lane.queued_items + lane.inflight_items) * lane.item_s < STAY_S
-            and self._clock() - lane.moved_at < STAY_PATIENCE_S
-        )
-
     def _least_loaded(self, closed: AbstractSet[Worker]) -> Worker | None:
         """The worker with the fewest slices for its sessions, if it has room for one more."""
-        if self._stays():
+        if self.lane.stays(self._clock()):
             awake = [worker for worker in self._workers if worker.outstanding and worker not in closed]
             for worker in awake:
                 if worker.outstanding <= worker.sessions:
@@ -659,7 +672,9 @@ class Dispatcher:
         idle = 0
         for worker in self._workers:
             idle += max(0, worker.sessions - worker.outstanding)
-        if idle > 1 and not self._stays():  # spread what is there over those that have nothing to do
+        if idle > 1 and not self.lane.stays(
+            self._clock()
+        ):  # spread what is there over those that have nothing to do
             target = min(target, -(-queue.items // idle))
         room = max(1, min(target, self._settings.max_slice_items))
         parts: list[Part] = []

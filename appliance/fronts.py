@@ -26,6 +26,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -66,6 +67,15 @@ class Place:
     def share(self, workers: int) -> int:
         """How many of a token's workers are this front's: an even share, and at least one."""
         return max(1, workers // self.count + (self.index < workers % self.count))
+
+    def processors(self, listed: tuple[int, ...]) -> tuple[int, ...]:
+        """Which of them this front's workers are bound to: every n-th, or all where there are fewer than fronts."""
+        return listed[self.index :: self.count] or listed
+
+    @property
+    def processor_count(self) -> int:
+        """How many of the machine's processors are this front's and its workers', if all fronts get the same."""
+        return max(1, (os.cpu_count() or 1) // self.count)
 
 
 class _Follower:

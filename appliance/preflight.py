@@ -58,6 +58,7 @@ def faults(settings: Settings) -> list[ConfigError]:
         with _noting(found):
             check_secret_file(token.pin_file, f"tokens[{at}].pin_file", "the user PIN of the token")
             pin_reader(token.pin_file)()
+    found += _processor_faults(settings.signers.processors)
     listen, api, filing = settings.listen, settings.web.api, settings.seals.filing
     if listen.tcp is not None:
         found += _tls_faults(
@@ -169,6 +170,17 @@ def check_secret_file(path: Path, setting: str, content: str) -> None:
         others = 0o007  # systemd lets the service's user in by an ACL, whose mask shows as the group's mode
     if mode & others:
         raise ConfigError(f"{path}: others may read it (mode {mode & 0o777:04o})", hint=f"chmod 600 {path}")
+
+
+def _processor_faults(listed: tuple[int, ...]) -> Iterator[ConfigError]:
+    """Of processors that this machine has not."""
+    there = range(os.cpu_count() or 1)
+    missing = [number for number in listed if number not in there]
+    if missing:
+        yield ConfigError(
+            f"signers.processors: there is no processor {', '.join(map(str, missing))}",
+            hint=f"name some of 0 to {there[-1]}, or none",
+        )
 
 
 # TLS and trust ----------------------------------------------------------------------------------------------

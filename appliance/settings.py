@@ -95,7 +95,8 @@ class SignerSettings:
     bulk_share: int = _limited(4, 2, 1_000)
     start_stagger_ms: float = _limited(150.0, 0, 60_000)
     max_restart_delay_s: float = _limited(0.5, 0.05, 600)
-    spin_us: int = _limited(0, 0, 10_000)
+    spin_us: int = _limited(500, 0, 10_000)
+    processors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from appliance_pkcs11.profile import TokenProfile
 
 from appliance import _express, _frames
 from appliance.algorithms import DIGEST_LEN, SIGNATURE_LEN, Algorithm, PublicKey
-from appliance.dispatch import Dispatcher, Slice, Work
+from appliance.dispatch import PLENTY, Dispatcher, Slice, Work
 from appliance.errors import ApplianceError, Conflict, SignerFailed, Unavailable
 from appliance.metrics import ITEMS, SECONDS, Metrics
 from appliance.policy import HeldKey
@@ -278,6 +278,7 @@ class SignerWorker(_express.Link, asyncio.Protocol):
             self._key_loaded(*self._loads.pop(sequence), document)
         elif kind == link.Kind.READY and not self.ready.done():
             self.sessions = int(document["sessions"])
+            self.batches = document["method"] == "vendor"
             self.information = document
             self.ready.set_result(document)
         elif kind == link.Kind.FAILED:
@@ -350,7 +351,9 @@ class SignerPool:
         clock: Callable[[], float],
         find_key: Callable[[str], HeldKey | None],
         occasion: Occasion,
+        processor_count: int = PLENTY,
     ) -> None:
+        """``processor_count``: how many there are for the front and these workers."""
         self.occasion = occasion
         self.name = profile.name
         self.profile = profile
@@ -371,7 +374,9 @@ class SignerPool:
         self._retry_now = asyncio.Event()
         self._stopping = False
         self._recent_keys: OrderedDict[str, None] = OrderedDict()
-        self.dispatcher = Dispatcher(settings, max_queued_items, clock, self._want_key, (SECONDS, ITEMS))
+        self.dispatcher = Dispatcher(
+            settings, max_queued_items, clock, self._want_key, (SECONDS, ITEMS), processor_count
+        )
         metrics.follow(self.name, self.dispatcher.lane)
 
     # What the pipeline sees -----------------------------------------------------------------------------
@@ -552,6 +557,7 @@ class SignerPool:
 
     async def run(self) -> None:
         """Keep the workers running until cancelled or ``stop`` is called."""
+        self.dispatcher.lane.poll_fd = _poll_fd()
         async with asyncio.TaskGroup() as group:
             supervisors = [
                 group.create_task(self._supervise(index), name=f"{self.name}/{index}")
@@ -694,6 +700,8 @@ class SignerPool:
             process.kill()
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: worker, sock=ours)
+        if processors := self._settings.processors:  # before it has a thread: they inherit it
+            os.sched_setaffinity(process.pid, {processors[worker.index % len(processors)]})
         worker.start(self.profile, pin, self._settings.spin_us)
 
     def note_failure(self, worker: SignerWorker, document: dict[str, Any]) -> None:
@@ -742,6 +750,12 @@ class SignerPool:
             await process.wait()
         finally:
             self._processes.pop(worker, None)
+
+
+def _poll_fd() -> int:
+    """What the running loop sleeps on, an epoll descriptor, which uvloop tells by a private name; -1 without one."""
+    tell = getattr(asyncio.get_running_loop(), "_get_backend_id", None)
+    return -1 if tell is None else int(tell())
 
 
 def _environment() -> dict[str, str]:

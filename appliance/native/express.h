@@ -12,7 +12,8 @@
  *   is looked at against what holds now, as every other.
  * - A lane takes nothing while the dispatcher before the same token has anything queued (`held`): who came first goes
  *   first, and interactive and bulk work share as they always do.
- * - One thread, the event loop's, owns everything here, and holds the GIL. Nothing waits.
+ * - One thread, the event loop's, owns everything here, and holds the GIL. Nothing waits; what looks out for the next
+ *   answer before the loop sleeps (express_spin.c) gives the GIL and the processor to whoever wants them.
  * - Memory: MAX_ENTRIES requests a lane, each of a fixed size. They hold no permit, for they hold none of what was
  *   received.
  *
@@ -89,10 +90,10 @@ struct Lane {
     PyObject_HEAD
     PyObject *workers;          /* the dispatcher's list */
     PyObject *keys;             /* name -> Key */
-    double slice_target_s, stay_s, stay_patience_s;
-    Py_ssize_t max_slice_items, min_ahead_items, max_queued_items;
+    double slice_target_s, stay_s, stay_patience_s, crowded_stay_s, crowded_patience_s, piece_s, ahead_s;
+    Py_ssize_t max_slice_items, min_ahead_items, max_queued_items, processors;
     /* Of the whole dispatcher, which counts here too. */
-    double item_s, moved_at;
+    double item_s, moved_at, busy_since;
     Py_ssize_t queued_items, inflight_items;
     int held;
     /* Of the lane. */
@@ -105,6 +106,9 @@ struct Lane {
     size_t frame_len;
     Histogram request_s, queue_s, execution_s, slice_items;
     uint64_t items_signed, items_failed;
+    /* Before the loop sleeps (express_spin.c). */
+    int poll_fd;                /* readable where the loop has something to do; -1: it sleeps at once */
+    double spin_s, wait_s, idle_since, crowded_until;
 };
 
 struct Link {
@@ -114,6 +118,7 @@ struct Link {
     PyObject *slots;            /* name -> slot: the worker's own dict */
     int fd;                     /* the transport's, valid until it is detached; -1 where there is none to write to */
     Py_ssize_t sessions, outstanding;
+    int batches;                /* an item costs it less in a larger slice */
     Piece *pieces;              /* the oldest first */
 };
 
@@ -165,6 +170,10 @@ void lane_discard(Entry *entry);                        /* it was not appended *
 void lane_append(Entry *entry);
 void lane_let_go(Entry *entry);                         /* its client has gone */
 void lane_pump(Lane *self);
+
+/* Before the loop sleeps (express_spin.c) */
+void lane_woke(Lane *self, double now);                 /* something for the lane has come */
+void lane_spin(Lane *self);                             /* all that came has been seen to */
 
 /* Client (express_client.c) */
 void client_forget_entry(Entry *entry);                 /* takes it from its client's list */

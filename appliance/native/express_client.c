@@ -270,8 +270,12 @@ static PyObject *Client_take(Client *self, PyObject *data)
         fed = lane;
         at += HEADER_LEN + payload_len;
     }
-    if (fed)
+    if (fed) {
         lane_pump(fed);
+        lane_woke(fed, now);
+        if (at == end)
+            lane_spin(fed);
+    }
     return PyLong_FromSsize_t(at - begin);
 }
 

@@ -7,6 +7,8 @@
 /* link.py: a slice that was answered, and how. */
 enum { DONE_AT = 4, RV_AT = 8, EXECUTION_AT = 24 };
 static const double MIN_ITEM_S = 1e-7, EWMA_WEIGHT = 0.2; /* dispatch.py's */
+/* Slices that a lone worker is given ahead, however short they are: their frames must fit into its socket's buffer. */
+enum { MAX_AHEAD = 16 };
 
 /* ---------------------------------------------------------------- histograms */
 
@@ -236,24 +238,50 @@ int lane_accepts(Lane *self, const Key *key, Py_ssize_t items)
     return 0;
 }
 
-/* Dispatcher._stays: so little is to do that idle workers are not woken for it. */
+/* So little is to do that idle workers are not woken for it. Where a caller, the front and all workers have no
+ * processor each, a worker that is woken takes one from those: then more waits for the one that is awake, until it has
+ * been busy without a pause for so long that it is not going to catch up. */
 static int stays(const Lane *self, double now)
 {
-    return self->inflight_items > 0 && (double)(self->queued_items + self->inflight_items) * self->item_s < self->stay_s &&
-           now - self->moved_at < self->stay_patience_s;
+    if (!self->inflight_items || now - self->moved_at >= self->stay_patience_s)
+        return 0;
+    double work_s = (double)(self->queued_items + self->inflight_items) * self->item_s;
+    if (work_s < self->stay_s)
+        return 1;
+    return self->processors < PyList_GET_SIZE(self->workers) + 2 && work_s < self->crowded_stay_s &&
+           now - self->busy_since < self->crowded_patience_s;
+}
+
+/* A lone worker's slices are small and several are under way, so that each answer leaves when it is made and the
+ * worker does not wait for the next; not where its items cost less in larger ones. */
+static int is_given_pieces(const Link *link)
+{
+    return link->sessions == 1 && !link->batches;
+}
+
+static int has_room_ahead(const Lane *self, const Link *link)
+{
+    if (link->outstanding <= link->sessions)
+        return 1;
+    if (!is_given_pieces(link) || link->outstanding >= MAX_AHEAD)
+        return 0;
+    Py_ssize_t items = 0;
+    for (const Piece *piece = link->pieces; piece; piece = piece->next)
+        items += piece->items;
+    return (double)items * self->item_s < self->ahead_s;
 }
 
 /* Dispatcher._least_loaded, among those that have the key. */
-static Link *choose_link(const Lane *self, const Key *key, double now)
+static Link *choose_link(const Lane *self, const Key *key, int is_staying)
 {
     Py_ssize_t count = PyList_GET_SIZE(self->workers);
-    if (stays(self, now)) {
+    if (is_staying) {
         int awake = 0;
         for (Py_ssize_t index = 0; index < count; index++) {
             Link *link = able_link(self, index, key);
             if (link && link->outstanding) {
                 awake = 1;
-                if (link->outstanding <= link->sessions)
+                if (has_room_ahead(self, link))
                     return link;
             }
         }
@@ -276,10 +304,10 @@ static Link *choose_link(const Lane *self, const Key *key, double now)
     return best;
 }
 
-/* Dispatcher._fill: how many of that key's items make a slice now. */
-static Py_ssize_t slice_room(const Lane *self, const Key *key, double now)
+/* Dispatcher._fill: how many of that key's items make a slice for that worker now. */
+static Py_ssize_t slice_room(const Lane *self, const Key *key, const Link *chosen, int is_staying)
 {
-    double target = self->slice_target_s / self->item_s;
+    double target = (is_staying && is_given_pieces(chosen) ? self->piece_s : self->slice_target_s) / self->item_s;
     Py_ssize_t room = target < (double)self->max_slice_items ? (Py_ssize_t)target : self->max_slice_items, idle = 0;
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(self->workers); index++) {
         PyObject *worker = PyList_GET_ITEM(self->workers, index);
@@ -288,7 +316,7 @@ static Py_ssize_t slice_room(const Lane *self, const Key *key, double now)
             idle += link->sessions > link->outstanding ? link->sessions - link->outstanding : 0;
         }
     }
-    if (idle > 1 && !stays(self, now)) {
+    if (idle > 1 && !is_staying) {
         Py_ssize_t share = (key->items + idle - 1) / idle;
         room = share < room ? share : room;
     }
@@ -298,9 +326,9 @@ static Py_ssize_t slice_room(const Lane *self, const Key *key, double now)
 /* ---------------------------------------------------------------- slices */
 
 /* Give the first of a key's queue to a worker; -1 where memory is missing, and then nothing has happened. */
-static int send_piece(Lane *self, Key *key, Link *link, double now)
+static int send_piece(Lane *self, Key *key, Link *link, int is_staying, double now)
 {
-    Py_ssize_t room = slice_room(self, key, now), items = 0;
+    Py_ssize_t room = slice_room(self, key, link, is_staying), items = 0;
     for (const Entry *entry = key->first; entry && (!items || items + entry->count <= room); entry = entry->next)
         items += entry->count;
     size_t payload_len = LINK_SIGN_LEN + (size_t)items * DIGEST_LEN, frame_len = HEADER_LEN + payload_len;
@@ -346,7 +374,7 @@ static int send_piece(Lane *self, Key *key, Link *link, double now)
         last = &(*last)->next;
     *last = piece;
     if (!self->inflight_items)
-        self->moved_at = now;
+        self->moved_at = self->busy_since = now;
     self->inflight_items += items;
     link->outstanding++;
     express_write(link->transport, &link->fd, self->frame, frame_len);
@@ -357,14 +385,15 @@ void lane_pump(Lane *self)
 {
     while (self->first) {
         double now = express_now();
+        int is_staying = stays(self, now);
         Link *link = NULL;
         const Key *first = self->first;
-        while (!(link = choose_link(self, self->first, now))) {
+        while (!(link = choose_link(self, self->first, is_staying))) {
             turn(self);
             if (self->first == first)
                 return;
         }
-        if (send_piece(self, self->first, link, now))
+        if (send_piece(self, self->first, link, is_staying, now))
             return;
     }
 }
@@ -387,20 +416,25 @@ static PyObject *hand_over(Lane *self, Entry *entry)
 
 static PyObject *Lane_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"slice_target_s", "max_slice_items",  "stay_s", "stay_patience_s", "min_ahead_items",
-                            "max_queued_items", "item_s", "seconds", "items", NULL};
+    static char *names[] = {"slice_target_s", "max_slice_items", "stay_s", "stay_patience_s", "crowded_stay_s",
+                            "crowded_patience_s", "piece_s", "ahead_s", "min_ahead_items", "max_queued_items",
+                            "item_s", "spin_s", "processors", "seconds", "items", NULL};
     Lane *self = (Lane *)type->tp_alloc(type, 0);
     PyObject *seconds, *items;
     if (!self)
         return NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$dnddnndO!O!:Lane", names, &self->slice_target_s,
-                                     &self->max_slice_items, &self->stay_s, &self->stay_patience_s,
-                                     &self->min_ahead_items, &self->max_queued_items, &self->item_s, &PyTuple_Type,
-                                     &seconds, &PyTuple_Type, &items) ||
+    self->poll_fd = -1;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "$dnddddddnnddnO!O!:Lane", names, &self->slice_target_s, &self->max_slice_items, &self->stay_s,
+            &self->stay_patience_s, &self->crowded_stay_s, &self->crowded_patience_s, &self->piece_s, &self->ahead_s,
+            &self->min_ahead_items, &self->max_queued_items, &self->item_s, &self->spin_s, &self->processors,
+            &PyTuple_Type, &seconds, &PyTuple_Type, &items) ||
         set_bounds(&self->request_s, seconds) || set_bounds(&self->queue_s, seconds) ||
         set_bounds(&self->execution_s, seconds) || set_bounds(&self->slice_items, items) ||
         !(self->workers = PyList_New(0)) || !(self->keys = PyDict_New()))
         Py_CLEAR(self);
+    else
+        self->wait_s = self->spin_s; /* nothing has come soon yet */
     return (PyObject *)self;
 }
 
@@ -443,6 +477,12 @@ static PyObject *Lane_pump(Lane *self, PyObject *unused)
     (void)unused;
     lane_pump(self);
     Py_RETURN_NONE;
+}
+
+static PyObject *Lane_stays(Lane *self, PyObject *now_object)
+{
+    double now = PyFloat_AsDouble(now_object);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(stays(self, now));
 }
 
 static PyObject *Lane_take_waiting(Lane *self, PyObject *unused)
@@ -551,6 +591,8 @@ static PyObject *Lane_forget(Lane *self, PyObject *name)
 
 static PyMethodDef Lane_methods[] = {
     {"pump", (PyCFunction)Lane_pump, METH_NOARGS, "pump()\n--\n\nGive what waits to workers that have room."},
+    {"stays", (PyCFunction)Lane_stays, METH_O,
+     "stays(now, /)\n--\n\nWhether there is so little to do that idle workers are not woken for it."},
     {"take_waiting", (PyCFunction)Lane_take_waiting, METH_NOARGS,
      "take_waiting()\n--\n\nHand over what waits, as a list of (owner, key, request id, job id and first index, digests, "
      "priority,\naccepted at, deadline at). It stays in queued_items."},
@@ -569,6 +611,9 @@ static PyMemberDef Lane_members[] = {
     {"inflight_items", T_PYSSIZET, offsetof(Lane, inflight_items), 0, "Items with workers, whoever gave them."},
     {"item_s", T_DOUBLE, offsetof(Lane, item_s), 0, "What an item takes inside a worker, lately."},
     {"moved_at", T_DOUBLE, offsetof(Lane, moved_at), 0, "The last answer, or the first slice given while there was none."},
+    {"busy_since", T_DOUBLE, offsetof(Lane, busy_since), 0, "When there was last nothing with any worker, and then something."},
+    {"poll_fd", T_INT, offsetof(Lane, poll_fd), 0,
+     "Readable where the event loop has something to do; -1 where it is to sleep at once."},
     {"held", T_INT, offsetof(Lane, held), 0, "Whether the lane takes nothing."},
     {"waiting_items", T_PYSSIZET, offsetof(Lane, waiting_items), READONLY, "Items that wait in the lane."},
     {"live", T_PYSSIZET, offsetof(Lane, live), READONLY, "Requests in the lane that somebody waits for."},
@@ -597,7 +642,7 @@ static PyObject *Link_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!self)
         return NULL;
     self->fd = -1;
-    self->sessions = 1;
+    self->sessions = self->batches = 1;
     if (!(self->slots = PyDict_New()))
         Py_CLEAR(self);
     return (PyObject *)self;
@@ -724,6 +769,8 @@ static PyObject *Link_answered(Link *self, PyObject *data)
     Lane *lane = self->lane;
     const uint8_t *begin = (const uint8_t *)PyBytes_AS_STRING(data), *end = begin + PyBytes_GET_SIZE(data), *at = begin;
     Client *dirty = NULL;
+    if (self->pieces)
+        lane_woke(lane, express_now());
     while (self->pieces && at < end) {
         Py_ssize_t payload_len = payload_of(at, end - at, LINK_SIGNED, LINK_SIGNED_LEN);
         const uint8_t *statuses = payload_len < 0 ? NULL : whole_answer(self, at, payload_len);
@@ -746,6 +793,8 @@ static PyObject *Link_answered(Link *self, PyObject *data)
     if (at > begin) {
         lane_pump(lane); /* the token first */
         clients_flush(dirty);
+        if (at == end)
+            lane_spin(lane);
     }
     return PyLong_FromSsize_t(at - begin);
 }
@@ -814,6 +863,7 @@ static PyMethodDef Link_methods[] = {
 static PyMemberDef Link_members[] = {
     {"sessions", T_PYSSIZET, offsetof(Link, sessions), 0, "How many slices it signs at a time."},
     {"outstanding", T_PYSSIZET, offsetof(Link, outstanding), 0, "Slices that it has been given and not answered."},
+    {"batches", T_INT, offsetof(Link, batches), 0, "Whether an item costs it less in a larger slice."},
     {"slots", T_OBJECT_EX, offsetof(Link, slots), READONLY, "Key -> slot, for what is loaded and has passed its self-test."},
     {NULL, 0, 0, 0, NULL},
 };

@@ -7,11 +7,11 @@
  * - A recv takes as much as there is, and frames are signed where it put them.
  * - An answer leaves as soon as its batch is signed, before the next one is begun. Letting it wait for a short one that
  *   is here already, to send both at once, was tried and measured nothing.
- * - After an answer the next frame is looked for again and again for spin_us, before the thread sleeps. Requests that
- *   come one by one come close together; to wake a thread costs its sender more than the frame does, and on a virtual
- *   machine a processor that sleeps takes longer to wake than a signature takes. The processor is offered to whoever
- *   else wants it each time; where somebody keeps it for long, others compute on it, and there is no looking for a
- *   while: who yields waits for his turn with all of them.
+ * - The next frame is looked for again and again for spin_us before the thread sleeps, where frames have lately come
+ *   sooner than half of that. To wake a thread costs its sender more than the frame does, and on a virtual machine a
+ *   processor that sleeps takes longer to wake than a signature takes. The processor is offered to whoever else wants
+ *   it each time; where somebody keeps it for long, others compute on it, and there is no looking for many times as
+ *   long: who yields waits for his turn with all of them.
  * - Frames are answered in the order in which they came, each once.
  * - A frame larger than the buffer makes it grow; a buffer larger than what is worth keeping is given back. An answer
  *   is bounded by the largest batch (4.3 MB).
@@ -32,8 +32,12 @@
 enum { HEADER_LEN = 16, SIGN_HEAD_LEN = 12, SIGNED_HEAD_LEN = 32 };
 enum { KIND_SIGN = 4, KIND_SIGNED = 67 };
 enum { FORM_DIGESTS = 0, FORM_MESSAGES = 1 };
-/* A processor that is given back no sooner is one that others compute on; it is left to them for so long. */
-enum { CROWDED_NS = 1000 * 1000, CROWDED_PAUSE_NS = 1000 * 1000 * 1000 };
+/* A processor that is given back no sooner is one that others compute on; it is left to them for so many times as long,
+ * and what looking loses to them stays a small share. */
+enum { CROWDED_NS = 1000 * 1000, CROWDED_PAUSES = 16 };
+/* A wait counts as at most so many times spin_us, so that the end of a rest is noticed after some twenty frames; the
+ * newest one has this share of the average. */
+enum { MAX_WAIT_SPINS = 4, WAIT_SHARE = 8 };
 enum { MAX_PAYLOAD_LEN = 32 * 1024 * 1024, MAX_ITEMS = 65536 };
 
 typedef struct {
@@ -48,8 +52,8 @@ typedef struct {
     CK_SESSION_HANDLE session;
     Py_ssize_t first_len, max_kept_len;
     uint64_t spin_ns;
+    uint64_t wait_ns;       /* for a frame, lately: an average */
     uint64_t crowded_until_ns;
-    int has_answered;       /* since it last slept */
     CK_BYTE *input;         /* received and not yet served: input[begin:end] */
     size_t begin, end, input_len;
     CK_BYTE *output;        /* the answer that is being made */
@@ -133,9 +137,15 @@ static ssize_t receive_soon(Server *self, CK_BYTE *at, size_t room)
         sched_yield();
         uint64_t now = read_clock();
         if (now - before > CROWDED_NS)
-            self->crowded_until_ns = now + CROWDED_PAUSE_NS;
+            self->crowded_until_ns = now + CROWDED_PAUSES * (now - before);
         before = now;
     }
+}
+
+static void note_wait(Server *self, uint64_t waited_ns)
+{
+    uint64_t most = MAX_WAIT_SPINS * self->spin_ns;
+    self->wait_ns = ((WAIT_SHARE - 1) * self->wait_ns + (waited_ns < most ? waited_ns : most)) / WAIT_SHARE;
 }
 
 /* Take in what there is, at least one byte. Of a frame whose rest has to be waited for, exactly that rest: a very large
@@ -156,17 +166,20 @@ static enum event receive(Server *self, size_t wanted_len)
     int in_a_frame = held >= HEADER_LEN;
     size_t room = (in_a_frame ? wanted_len : self->input_len) - held;
     ssize_t count = -1;
+    int is_timed = self->spin_ns && !in_a_frame;
+    uint64_t asked_at = is_timed ? read_clock() : 0;
     errno = EAGAIN;
-    if (self->has_answered && self->spin_ns && !in_a_frame)
+    if (is_timed && self->wait_ns < self->spin_ns / 2)
         count = receive_soon(self, self->input + held, room);
     if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
-        self->has_answered = 0;
         do
             count = recv(self->fd, self->input + held, room, in_a_frame ? MSG_WAITALL : 0);
         while (count < 0 && errno == EINTR);
     }
     if (count <= 0)
         return count ? failed_call() : GONE;
+    if (is_timed)
+        note_wait(self, read_clock() - asked_at);
     self->end += (size_t)count;
     return GO_ON;
 }
@@ -274,7 +287,6 @@ static enum event answer(Server *self, const Frame *frame, Batch *batch)
     batch_run(batch);
     write_signed_head(self->output, frame, batch, payload_len);
     enum event event = send_all(self->fd, self->output, frame_len);
-    self->has_answered = 1;
     return event == GO_ON && batch->rv != CKR_OK ? STOPPED : event;
 }
 
@@ -304,6 +316,7 @@ static int Server_init(Server *self, PyObject *args, PyObject *kwargs)
                                      &self->max_kept_len, &spin_us))
         return -1;
     self->spin_ns = (uint64_t)spin_us * 1000;
+    self->wait_ns = MAX_WAIT_SPINS * self->spin_ns;
     if (self->first_len < HEADER_LEN || self->max_kept_len < self->first_len) {
         PyErr_Format(PyExc_ValueError, "a buffer of %zd bytes, kept up to %zd, cannot be", self->first_len,
                      self->max_kept_len);
