@@ -612,6 +612,8 @@ static PyMemberDef Lane_members[] = {
     {"item_s", T_DOUBLE, offsetof(Lane, item_s), 0, "What an item takes inside a worker, lately."},
     {"moved_at", T_DOUBLE, offsetof(Lane, moved_at), 0, "The last answer, or the first slice given while there was none."},
     {"busy_since", T_DOUBLE, offsetof(Lane, busy_since), 0, "When there was last nothing with any worker, and then something."},
+    {"spins", T_ULONGLONG, offsetof(Lane, spins), READONLY, "How often it looked out for what comes next."},
+    {"spins_ended", T_ULONGLONG, offsetof(Lane, spins_ended), READONLY, "How often something came meanwhile."},
     {"poll_fd", T_INT, offsetof(Lane, poll_fd), 0,
      "Readable where the event loop has something to do; -1 where it is to sleep at once."},
     {"held", T_INT, offsetof(Lane, held), 0, "Whether the lane takes nothing."},

@@ -45,9 +45,11 @@ void lane_spin(Lane *self)
     if (self->poll_fd < 0 || !self->inflight_items || self->held || self->wait_s >= self->spin_s / 2 ||
         before < self->crowded_until || !has_a_processor(self))
         return;
+    int found = 0;
+    self->spins++;
     Py_BEGIN_ALLOW_THREADS
     struct epoll_event ready;
-    while (before < until && epoll_wait(self->poll_fd, &ready, 1, 0) == 0) {
+    while (before < until && !(found = epoll_wait(self->poll_fd, &ready, 1, 0))) {
         sched_yield();
         double now = express_now();
         if (now - before > CROWDED_S) {
@@ -57,4 +59,5 @@ void lane_spin(Lane *self)
         before = now;
     }
     Py_END_ALLOW_THREADS
+    self->spins_ended += found > 0;
 }

@@ -16,6 +16,7 @@ from appliance_fixture import PASSWORD, Appliance, Bench, children_of, digests, 
 from appliance.cli.main import main
 from appliance.client import SyncClient
 from appliance.errors import Conflict, NotFound
+from appliance.fronts import Place
 
 FRONTS = 2
 
@@ -129,3 +130,33 @@ def test_without_a_leader_nobody_goes_on(appliance: Appliance) -> None:
     processes = [follower, *children_of(follower), *children_of(appliance.pid)]
     appliance.kill()
     until("all have ended", lambda: not any(is_alive(pid) for pid in processes))
+
+
+# Processors --------------------------------------------------------------------------------------------------
+
+
+def test_workers_are_bound_to_the_processors_that_are_listed(bench: Bench) -> None:
+    """Each to one in turn; the front stays where the system puts it."""
+    processors = sorted(os.sched_getaffinity(0))[-2:]
+    appliance = bench.appliance(signers={"processors": processors}).start()
+    appliance.key()
+    appliance.account("app", "seal")
+    bound = [os.sched_getaffinity(pid) for pid in appliance.worker_pids()]
+    assert sorted(bound, key=min) == [{processors[at % len(processors)]} for at in range(len(bound))]
+    assert os.sched_getaffinity(appliance.pid) == os.sched_getaffinity(0)
+    with SyncClient(appliance.address, account="app", password=PASSWORD) as client:
+        client.sign("seal", digests(1))
+
+
+@pytest.mark.parametrize(
+    ("listed", "of_each"),
+    [((), [(), ()]), ((5,), [(5,), (5,)]), ((1, 0), [(1,), (0,)]), ((1, 0, 3, 2, 5), [(1, 3, 5), (0, 2)])],
+)
+def test_fronts_share_what_is_listed(listed: tuple[int, ...], of_each: list[tuple[int, ...]]) -> None:
+    assert [Place(index, 2).processors(listed) for index in range(2)] == of_each
+
+
+def test_fronts_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, count, expected in ((None, 1, 1), (2, 1, 2), (2, 2, 1), (2, 3, 1), (64, 3, 21)):
+        monkeypatch.setattr("os.cpu_count", lambda there=there: there)
+        assert Place(0, count).processor_count == expected

@@ -69,6 +69,11 @@ def out_of_range(appliance: Appliance) -> str:
     return r"times\.hello_s: expected 0\.1 to 600, got -1"
 
 
+def no_such_processor(appliance: Appliance) -> str:
+    configure(appliance, signers={"processors": [0, 4_000]})
+    return r"signers\.processors: there is no processor 4000\n  name some of 0 to \d+"
+
+
 def missing_config(appliance: Appliance) -> str:
     appliance.config_file.unlink()
     return "No such file"
@@ -143,9 +148,9 @@ def maker_certificate_missing(appliance: Appliance) -> str:
 
 
 BROKEN = (
-    unknown_key, not_yaml, out_of_range, missing_config, tcp_without_certificate, health_for_everybody, bad_mode,
-    profile_missing, profile_wrong, profile_unknown_key, profile_twice, pin_missing, pin_readable_by_others,
-    pin_directory, pin_empty, module_missing, maker_certificate_missing,
+    unknown_key, not_yaml, out_of_range, no_such_processor, missing_config, tcp_without_certificate,
+    health_for_everybody, bad_mode, profile_missing, profile_wrong, profile_unknown_key, profile_twice, pin_missing,
+    pin_readable_by_others, pin_directory, pin_empty, module_missing, maker_certificate_missing,
 )  # fmt: skip
 
 

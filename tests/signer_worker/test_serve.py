@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import socket
 import threading
 import tracemalloc
@@ -286,3 +287,63 @@ def test_one_item_too_many_is_refused(worker, key_id):
     payload = SIGN_HEAD.pack(slot, Form.DIGESTS, b"\0\0\0", count) + bytes(32 * count)
     worker.sock.sendall(link.pack_frame(Kind.SIGN, 1, payload))
     assert "65536" in worker.receive_json(Kind.REFUSED)["detail"]
+
+
+# Looking for the next frame -----------------------------------------------------------------------------------------
+
+
+def test_whoever_is_asked_again_and_again_does_not_sleep(ends):
+    """Frames come as fast as they are taken: after a while the thread finds each without having slept."""
+    front, worker = ends
+    server = new_server(worker, spin_us=10_000)
+    slept = []
+
+    def serve():
+        while server.serve() is not None:
+            slept.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw)
+            taken.release()
+
+    taken = threading.Semaphore(0)
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        for _ in range(200):  # where others compute it sleeps as well, for a while
+            before = len(slept)
+            for _ in range(50):
+                front.sendall(HEADER.pack(0, 255, 0, 0, 1))
+                assert taken.acquire(timeout=30)
+            if slept[-1] - slept[before] < 5:
+                return
+        raise AssertionError("it slept all the time")
+    finally:
+        front.shutdown(socket.SHUT_WR)
+        thread.join()
+    assert len(slept) % 50 == 0, "the end came while it looked, and was seen"
+
+
+@pytest.mark.parametrize("spin_us", [0, 1, 200])
+def test_a_frame_that_comes_late_is_taken_too(ends, spin_us):
+    front, worker = ends
+    server = new_server(worker, spin_us=spin_us)
+    frames = [(HEADER.pack(length, 255, 0, 0, 1), bytes(length)) for length in (0, 100, 3 * BUFFER_LEN)]
+
+    def send():
+        for round_ in range(60):
+            for header, payload in frames:
+                front.sendall(header)
+                if round_ > 50:
+                    served.wait(0.002)  # longer than anybody looks
+                front.sendall(payload)
+        front.shutdown(socket.SHUT_WR)
+
+    served = threading.Event()
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for _ in range(60):
+            for frame in frames:
+                assert server.serve() == frame
+        assert server.serve() is None
+    finally:
+        served.set()
+        sender.join()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NATIVE = Path(__file__).parents[2] / "appliance" / "native"
-SOURCES = [NATIVE / "express_client.c", NATIVE / "express_lane.c"]
+SOURCES = sorted(NATIVE.glob("express_*.c"))
 RUN = """
 import importlib.util, sys
 import appliance, pytest

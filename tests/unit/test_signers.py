@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvloop
 from appliance_pkcs11 import link
 
 from appliance import wire
 from appliance.dispatch import Dispatcher, Part, Slice, Work
 from appliance.settings import SignerSettings
-from appliance.signers import SignerPool, SignerWorker
+from appliance.signers import SignerPool, SignerWorker, _poll_fd
 from appliance.wire import Form, Priority
 
 
@@ -91,3 +94,24 @@ def test_an_answer_that_cannot_be(count: int, wrong: str) -> None:
             await worker.ready
 
     asyncio.run(story())
+
+
+# What the loop sleeps on -------------------------------------------------------------------------------------------
+
+
+def test_a_lane_knows_what_its_loop_sleeps_on() -> None:
+    """By a name that uvloop keeps to itself: where that changes, the front sleeps at once, and this fails."""
+
+    async def ask() -> int:
+        return os.dup(_poll_fd())  # the loop takes its own along
+
+    poll_fd = uvloop.run(ask())
+    assert str(Path(f"/proc/self/fd/{poll_fd}").readlink()) == "anon_inode:[eventpoll]"
+    os.close(poll_fd)
+
+
+def test_a_loop_that_does_not_tell() -> None:
+    async def ask() -> int:
+        return _poll_fd()
+
+    assert asyncio.run(ask()) == -1
