@@ -3,10 +3,12 @@
 Requests are sent at instants drawn beforehand (an open loop, Poisson), whatever has been answered by then; a latency
 counts from that instant, so that a stall is felt by every request that falls into it and not by one.
 
-* At a share of saturation: singles before SoftHSM2 and before firmware-sim, by a caller in C on one connection
-  (``load.c``); its own lateness counts. Saturation is told in two ways: what one connection reaches with 64 requests
-  under way, and what 64 callers reach that each wait for their answer. The first is the higher, for answers then come
-  many at a time. Appliance and echo take turns, and the median run of each is told. What a latency is compared with is
+* At a share of saturation: singles before SoftHSM2, before firmware-sim, and before a card, by a caller in C on one
+  connection (``load.c``); its own lateness counts. The first two tokens sign on the processors that caller and
+  appliance run on; the card, as real ones do, signs on engines of its own (the simulator's timing model, 8 engines of
+  1 ms). Saturation is told in three ways: what one connection reaches with 64 requests under way, and what 64 and 8
+  callers reach that each wait for their answer. The first is the highest, for answers then come many at a time.
+  Appliance and echo take turns, and the median run of each is told. What a latency is compared with is
   the raw call's median in the same run plus one round trip of the same caller. The round trip that decides is *echo,
   as they come*: a peer in C that only echoes, asked at the same instants, for then both sides have slept and waked the
   same way; its own 99th percentile says what this machine does to whoever is woken. Others are shown beside it: the
@@ -48,10 +50,16 @@ from appliance.wire import MAX_ITEMS, FrameType, Priority
 ROUND_TRIP_US, SERVICE_US, ENGINES = 1_000, 20_000, 64
 CALLS = 2  # C_SignInit and C_Sign: a round trip each
 SLOW_CALL_S = (SERVICE_US + CALLS * ROUND_TRIP_US) / 1e6
+CARD = {"round_trip_us": 0, "service_us": 1_000, "engines": 8}
+CARD_PROFILE = {"workers": 1, "sessions": 8, "locking": "os", "batch": "plain"}
 SHARES = (0.1, 0.25)
 TURNS = 3
 STRICTEST = "64 requests under way on one connection"
-SATURATIONS = {STRICTEST: {"in_flight": 64}, "64 callers that wait": {"callers": 64}}
+SATURATIONS = {
+    STRICTEST: {"in_flight": 64},
+    "64 callers that wait": {"callers": 64},
+    "8 callers that wait": {"callers": 8},
+}
 DECIDES = "echo, as they come"
 SLOW_LOADS = (0.05, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1)
 CLERK_EVERY_S = 0.02
@@ -63,6 +71,7 @@ def measure(seconds: float) -> dict[str, Any]:
     document["half_load"] = {
         "ECDSA P-256 on SoftHSM2": _half_load(tokens.softhsm(), seconds),
         "SM2 on firmware-sim": _half_load(tokens.firmware_sim(), seconds),
+        "SM2 on a card, 8 engines of 1 ms": _half_load(tokens.firmware_sim(**CARD), seconds, CARD_PROFILE),
     }
     document["slow_token"] = _slow_token(seconds)
     document["fairness"] = _fairness(seconds)
@@ -182,8 +191,12 @@ def _uvloop_echo() -> Iterator[str]:
 # Three questions --------------------------------------------------------------------------------------------
 
 
-def _half_load(opened: Any, seconds: float) -> dict[str, Any]:
-    with opened as token, tempfile.TemporaryDirectory() as folder, end_to_end.running(token) as daemon:
+def _half_load(opened: Any, seconds: float, profile: dict[str, Any] | None = None) -> dict[str, Any]:
+    with (
+        opened as token,
+        tempfile.TemporaryDirectory() as folder,
+        end_to_end.running(token, profile=profile) as daemon,
+    ):
         program, load = peers.build_raw_loop(Path(folder)), peers.build_load(Path(folder))
         target = replace(token.target, key_id=daemon.key_id)
         with _Caller(daemon) as caller:
