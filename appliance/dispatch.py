@@ -8,7 +8,9 @@ worker gets at a time: parts of one key, of one class, up to what the token sign
 waits, a worker has one slice more outstanding than it has sessions, so that it never waits for us. Whatever arrives
 while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
 straight through. Where little waits, it waits for a worker that is awake: waking another, on a processor that sleeps
-and has forgotten everything, takes longer and costs all of them.
+and has forgotten everything, takes longer and costs all of them; and more lone requests may wait where that other would
+take its processor from the front or a caller. While requests come close together the one that is awake does not
+sleep either, nor does the front while an answer is due (``signers.spin_us``).
 
 Rules:
 
@@ -55,8 +57,8 @@ About what it takes to send to a worker that sleeps, wake it, sign with cold cac
 STAY_PATIENCE_S: Final = 5e-3
 """A busy worker that has answered nothing for so long is not waited for: it may hang."""
 CROWDED_STAY_S: Final = 2e-3
-"""Instead of ``STAY_S`` where there are not processors enough for all workers, the front and a caller: a worker that
-is woken then takes one from them, and what waits is served sooner by the one that is awake."""
+"""Of lone requests so much stays where there are not processors enough for all workers, the front and a caller: a
+worker that is woken then takes one from them, and what waits is served sooner by the one that is awake."""
 CROWDED_PATIENCE_S: Final = 5e-3
 """A worker that has been busy for so long without a pause is not going to catch up: then ``STAY_S`` holds again."""
 PIECE_S: Final = 60e-6

@@ -32,6 +32,8 @@ from appliance.client import Client
 
 START_S = 30
 LOAD_WARM_S = 0.1
+BOUND = {"processors": list(reversed(range(os.cpu_count() or 1)))}
+"""Workers from the last processor on, the first one's last."""
 KEY = "bench"
 ACCOUNT = "bench"
 
@@ -103,6 +105,22 @@ def running(
         finally:
             process.terminate()
             process.wait()
+
+
+@contextlib.contextmanager
+def bound(appliance: Appliance) -> Iterator[None]:
+    """Front and callers on the first processor, as ``CPUAffinity=`` would have it; for ``signers: BOUND``.
+
+    A caller stands for the network, whose interrupts the front's processor serves on a machine of its own.
+    """
+    before = os.sched_getaffinity(0)
+    for task in Path(f"/proc/{appliance.process.pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {0})
+    os.sched_setaffinity(0, {0})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def singles(appliance: Appliance, seconds: float, *, connections: int = 1, in_flight: int = 1) -> Measurement:

@@ -8,6 +8,8 @@ counts from that instant, so that a stall is felt by every request that falls in
   appliance run on; the card, as real ones do, signs on engines of its own (the simulator's timing model, 8 engines of
   1 ms). Saturation is told in three ways: what one connection reaches with 64 requests under way, and what 64 and 8
   callers reach that each wait for their answer. The first is the highest, for answers then come many at a time.
+  The system places everybody, or workers, front and caller are bound to processors as on a machine of its own, where no
+  caller computes on a worker's processor (``signers.processors``, ``end_to_end.bound``).
   Appliance and echo take turns, and the median run of each is told. What a latency is compared with is
   the raw call's median in the same run plus one round trip of the same caller. The round trip that decides is *echo,
   as they come*: a peer in C that only echoes, asked at the same instants, for then both sides have slept and waked the
@@ -70,8 +72,12 @@ def measure(seconds: float) -> dict[str, Any]:
     document: dict[str, Any] = {"machine": report.machine(), "seconds": seconds}
     document["half_load"] = {
         "ECDSA P-256 on SoftHSM2": _half_load(tokens.softhsm(), seconds),
+        "ECDSA P-256 on SoftHSM2, bound": _half_load(tokens.softhsm(), seconds, bound=True),
         "SM2 on firmware-sim": _half_load(tokens.firmware_sim(), seconds),
-        "SM2 on a card, 8 engines of 1 ms": _half_load(tokens.firmware_sim(**CARD), seconds, CARD_PROFILE),
+        "SM2 on firmware-sim, bound": _half_load(tokens.firmware_sim(), seconds, bound=True),
+        "SM2 on a card, 8 engines of 1 ms": _half_load(
+            tokens.firmware_sim(**CARD), seconds, profile=CARD_PROFILE
+        ),
     }
     document["slow_token"] = _slow_token(seconds)
     document["fairness"] = _fairness(seconds)
@@ -191,11 +197,15 @@ def _uvloop_echo() -> Iterator[str]:
 # Three questions --------------------------------------------------------------------------------------------
 
 
-def _half_load(opened: Any, seconds: float, profile: dict[str, Any] | None = None) -> dict[str, Any]:
+def _half_load(
+    opened: Any, seconds: float, *, bound: bool = False, profile: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    settings = {"signers": end_to_end.BOUND} if bound else {}
     with (
         opened as token,
         tempfile.TemporaryDirectory() as folder,
-        end_to_end.running(token, profile=profile) as daemon,
+        end_to_end.running(token, profile=profile, settings=settings) as daemon,
+        end_to_end.bound(daemon) if bound else contextlib.nullcontext(),
     ):
         program, load = peers.build_raw_loop(Path(folder)), peers.build_load(Path(folder))
         target = replace(token.target, key_id=daemon.key_id)

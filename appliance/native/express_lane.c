@@ -238,18 +238,21 @@ int lane_accepts(Lane *self, const Key *key, Py_ssize_t items)
     return 0;
 }
 
-/* So little is to do that idle workers are not woken for it. Where a caller, the front and all workers have no
- * processor each, a worker that is woken takes one from those: then more waits for the one that is awake, until it has
- * been busy without a pause for so long that it is not going to catch up. */
+/* So little is to do that idle workers are not woken for it. */
+static int is_little(const Lane *self, double much_s, double now)
+{
+    return self->inflight_items && (double)(self->queued_items + self->inflight_items) * self->item_s < much_s &&
+           now - self->moved_at < self->stay_patience_s;
+}
+
+/* The same of lone requests. Where a caller, the front and all workers have no processor each, a worker that is woken
+ * takes one from those: then more waits for the one that is awake, until it has been busy without a pause for so long
+ * that it is not going to catch up. */
 static int stays(const Lane *self, double now)
 {
-    if (!self->inflight_items || now - self->moved_at >= self->stay_patience_s)
-        return 0;
-    double work_s = (double)(self->queued_items + self->inflight_items) * self->item_s;
-    if (work_s < self->stay_s)
-        return 1;
-    return self->processors < PyList_GET_SIZE(self->workers) + 2 && work_s < self->crowded_stay_s &&
-           now - self->busy_since < self->crowded_patience_s;
+    int is_crowded = self->processors < PyList_GET_SIZE(self->workers) + 2 &&
+                     now - self->busy_since < self->crowded_patience_s;
+    return is_little(self, is_crowded ? self->crowded_stay_s : self->stay_s, now);
 }
 
 /* A lone worker's slices are small and several are under way, so that each answer leaves when it is made and the
@@ -482,7 +485,7 @@ static PyObject *Lane_pump(Lane *self, PyObject *unused)
 static PyObject *Lane_stays(Lane *self, PyObject *now_object)
 {
     double now = PyFloat_AsDouble(now_object);
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(stays(self, now));
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(is_little(self, self->stay_s, now));
 }
 
 static PyObject *Lane_take_waiting(Lane *self, PyObject *unused)

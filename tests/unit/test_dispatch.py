@@ -13,12 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from appliance import wire
 from appliance.algorithms import SIGNATURE_LEN
 from appliance.dispatch import (
-    CROWDED_PATIENCE_S,
-    CROWDED_STAY_S,
     FIRST_GUESS_ITEM_S,
     INTERACTIVE_MAX_ITEMS,
     MIN_AHEAD_ITEMS,
-    PLENTY,
     STAY_PATIENCE_S,
     STAY_S,
     Dispatcher,
@@ -95,16 +92,13 @@ class Rig:
         sessions: int = 1,
         settings: SignerSettings = SETTINGS,
         limit: int = 65_536,
-        processor_count: int = PLENTY,
     ) -> None:
         self.clock = FakeClock()
         self.wanted: list[str] = []
         self.ended: list[Work] = []
         self.sent: list[Slice] = []
         self.workers: list[FakeWorker] = []
-        self.dispatcher = Dispatcher(
-            settings, limit, self.clock, self.wanted.append, processor_count=processor_count
-        )
+        self.dispatcher = Dispatcher(settings, limit, self.clock, self.wanted.append)
         self._numbers = 0
         for _ in range(workers):
             self.worker(sessions)
@@ -268,38 +262,6 @@ def test_little_work_stays_with_the_worker_that_is_awake() -> None:
     rig.submit()
     rig.dispatcher.pump()
     assert [piece.count for piece in rig.workers[1].slices] == [little - 2], "it is not little any more"
-    rig.run()
-    rig.check_idle()
-
-
-@pytest.mark.parametrize(("processor_count", "stay_s"), [(3, CROWDED_STAY_S), (4, STAY_S)])
-def test_more_stays_where_there_is_no_processor_for_each(processor_count: int, stay_s: float) -> None:
-    rig = Rig(2, processor_count=processor_count)
-    much = round(stay_s / FIRST_GUESS_ITEM_S)
-    for _ in range(much - 1):
-        rig.submit()
-        rig.dispatcher.pump()
-    assert not rig.workers[1].slices
-    rig.submit()
-    rig.dispatcher.pump()
-    assert rig.workers[1].slices, "it is too much for one"
-    rig.run()
-    rig.check_idle()
-
-
-def test_a_worker_that_does_not_catch_up_is_helped() -> None:
-    rig = Rig(2, processor_count=2)
-    for _ in range(round(STAY_S / FIRST_GUESS_ITEM_S)):
-        rig.submit()
-        rig.dispatcher.pump()
-    rig.clock.now += CROWDED_PATIENCE_S / 2
-    rig.answer(rig.workers[0])
-    rig.submit()
-    rig.dispatcher.pump()
-    assert not rig.workers[1].slices
-    rig.clock.now += CROWDED_PATIENCE_S / 2
-    rig.dispatcher.pump()
-    assert rig.workers[1].slices, "it has been busy without a pause"
     rig.run()
     rig.check_idle()
 

@@ -24,9 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from appliance import _express, wire
 from appliance.dispatch import (
     AHEAD_S,
+    CROWDED_PATIENCE_S,
+    CROWDED_STAY_S,
     FIRST_GUESS_ITEM_S,
     INTERACTIVE_MAX_ITEMS,
     PIECE_S,
+    STAY_S,
     Dispatcher,
     Work,
 )
@@ -814,6 +817,47 @@ def test_never_more_slices_ahead_than_fit_into_a_socket(dispatcher: Dispatcher, 
         assert worker.outstanding == 16 == len(pieces_of(worker))
     finally:
         worker.end.close()
+
+
+@pytest.mark.parametrize(("processor_count", "stay_s"), [(3, CROWDED_STAY_S), (4, STAY_S)])
+def test_more_stays_where_there_is_no_processor_for_each(
+    caller: Caller, processor_count: int, stay_s: float
+) -> None:
+    dispatcher = Dispatcher(
+        SETTINGS, 1_000, time.monotonic, lambda key: None, processor_count=processor_count
+    )
+    one, other = Worker(dispatcher), Worker(dispatcher)
+    caller.allow("a", dispatcher.lane)
+    much = round(stay_s / FIRST_GUESS_ITEM_S)
+    try:
+        for request_id in range(1, much + 1):
+            assert not other.slices(), "it is little"
+            assert caller.ask(request_id)
+            # However slow this machine is: it began just now, and has just answered.
+            dispatcher.lane.busy_since = dispatcher.lane.moved_at = time.monotonic() + DEADLINE_S
+        assert other.slices(), "it is too much for one"
+        assert one.slices()
+    finally:
+        one.end.close()
+        other.end.close()
+
+
+def test_a_worker_that_does_not_catch_up_is_helped(caller: Caller) -> None:
+    dispatcher = Dispatcher(SETTINGS, 1_000, time.monotonic, lambda key: None, processor_count=2)
+    lane = dispatcher.lane
+    one, other = Worker(dispatcher), Worker(dispatcher)
+    caller.allow("a", lane)
+    try:
+        for request_id in range(1, round(STAY_S / FIRST_GUESS_ITEM_S) + 1):
+            assert caller.ask(request_id)
+            lane.busy_since = lane.moved_at = time.monotonic() + DEADLINE_S
+        assert one.slices() and not other.slices()
+        lane.busy_since = time.monotonic() - CROWDED_PATIENCE_S
+        lane.pump()
+        assert other.slices(), "it has been busy without a pause"
+    finally:
+        one.end.close()
+        other.end.close()
 
 
 # Looking out for what comes next ---------------------------------------------------------------------------------
