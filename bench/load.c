@@ -38,6 +38,7 @@
 enum { HEADER_LEN = 16, DIGEST_LEN = 32, SIGN_HEAD_LEN = 36, SIGNED_LEN = HEADER_LEN + 32 + 1 + 64 };
 enum { HELLO = 1, SIGN = 2, WELCOME = 65, SIGNED = 66, ERROR = 70 };
 enum { DEADLINE_MS = 60000, PRIORITY_INTERACTIVE = 1, MAX_NAME_LEN = 64 };
+enum { FULL_NS = 100 * 1000 }; /* a socket that is full is tried again, if no answer comes before */
 enum { MAX_IN_FLIGHT = 1024, MAX_FRAME_LEN = 256, MAX_SAMPLES = 1 << 22 };
 
 static const char *path, *account = "", *key;
@@ -105,6 +106,18 @@ static void send_all(int fd, const void *block, size_t len)
         if (sent > 0)
             at += sent, len -= (size_t)sent;
     }
+}
+
+/* A request, or nothing of it where the peer has to be read from first: both could wait for each other for ever. */
+static int send_one(int fd, const uint8_t *block, size_t len)
+{
+    ssize_t sent = send(fd, block, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (sent < 0)
+        die("send: %s", strerror(errno));
+    send_all(fd, block + sent, len - (size_t)sent);
+    return 1;
 }
 
 /* Waits for at least one byte. */
@@ -289,9 +302,12 @@ static void *open_loop(void *argument)
         if (sent < wanted && sent - answered < (size_t)self->window) {
             wait_ns = instants[sent] - now_ns();
             if (wait_ns <= 0) {
-                uint8_t *end = put_request(self, output, ++sent);
-                send_all(self->fd, output, (size_t)(end - output));
-                continue;
+                uint8_t *end = put_request(self, output, sent + 1);
+                if (send_one(self->fd, output, (size_t)(end - output))) {
+                    sent++;
+                    continue;
+                }
+                wait_ns = FULL_NS;
             }
         }
         struct pollfd waited = {.fd = self->fd, .events = POLLIN};
