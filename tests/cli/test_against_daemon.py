@@ -278,7 +278,8 @@ def test_a_stream_killed_in_the_middle_goes_on_and_loses_nothing(
 def test_an_interrupted_stream_says_so_and_goes_on(
     appliance: Any, cli: Any, tmp_path: Path, public_key: Path
 ) -> None:
-    out, items = tmp_path / "out", 15_000
+    # Long enough to be interrupted on a fast machine, whose test waits for its turn; few enough for a slow one.
+    out, items, told = tmp_path / "out", 60_000, 1_500
     words = ("stream", "--key", "k", "--synthetic", str(items), "--out", str(out), "--format", "binary")
     program = Path(sys.executable).parent / "cloud-seal"
     process = subprocess.Popen(
@@ -292,11 +293,11 @@ def test_an_interrupted_stream_says_so_and_goes_on(
     assert process.wait() == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    # What came in before the interrupt is vouched for: a tenth at least was told.
-    assert json.loads(job_path_of(out).read_text())["next_index"] >= items // 10
+    # What came in before the interrupt is vouched for.
+    assert json.loads(job_path_of(out).read_text())["next_index"] >= told
     done = cli(*words)
     assert (done.exit_code, done.document["items"]) == (0, items)
-    assert done.document["resumed_at"] >= items // 10
+    assert done.document["resumed_at"] >= told
     check_all(out, items, public_key)
 
 
