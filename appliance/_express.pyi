@@ -18,6 +18,7 @@ class Lane:
     held: int
     @property
     def workers(self) -> list[Any]: ...
+    slices_given: int
     @property
     def spins(self) -> int: ...
     @property

@@ -59,10 +59,11 @@ from appliance.seal_lookups import SealLookups
 from appliance.sealer import Sealer
 from appliance.sealing import Limits, MinuteWindows, SealBook, UseCounter
 from appliance.server import Outbox, WireServer, bind_listeners
-from appliance.settings import SealSettings, Settings, load_settings, split_address
+from appliance.settings import SealSettings, Settings, SignerSettings, load_settings, split_address
 from appliance.sharing import FollowerShare, LeaderShare
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
+from appliance.wakefulness import SPIN_US, Wakefulness
 from appliance.web import (
     Services,
     health_application,
@@ -105,11 +106,15 @@ class Daemon:
             settings.auth.max_concurrent_hashes, thread_name_prefix="argon2"
         )
         outbox = Outbox()
+        self._wakefulness = Wakefulness(
+            settings.signers.cpu_latency_us, self._count_slices, self.metrics.processors_awake.set
+        )
+        signers = signer_settings(settings.signers, place, can_ask=self._wakefulness.can_ask)
         self.pools = {
             profile.name: SignerPool(
                 replace(profile, workers=place.share(profile.workers)),
                 pin_reader(token.pin_file),
-                replace(settings.signers, processors=place.processors(settings.signers.processors)),
+                signers,
                 settings.window.max_queued_items,
                 self.verifier,
                 self.metrics,
@@ -157,6 +162,9 @@ class Daemon:
         self.metrics.watch_seals(self.sealer.book)
         self.metrics.watch(self._read_gauges)
         self._stop = asyncio.Event()
+
+    def _count_slices(self) -> int:
+        return sum(pool.dispatcher.slices_given for pool in self.pools.values())
 
     def _open_office(self) -> Office:
         """The leading front's: it alone writes the registry."""
@@ -361,6 +369,7 @@ class Daemon:
                 await self.server.start(listeners)
                 endless.append(group.create_task(self.server.watch()))
                 endless.append(group.create_task(self._write_uses(), name="uses"))
+                endless.append(group.create_task(self._wakefulness.run(), name="wakefulness"))
                 log.info(
                     "cloud-seald %s is up (front %d), verifying with %s",
                     __version__,
@@ -481,6 +490,14 @@ class Daemon:
             for pool in self.pools.values():
                 pool.fail_all(Draining("the appliance stopped before this was done", retry_after_ms=1_000))
         await self.server.close(deadline_at)
+
+
+def signer_settings(settings: SignerSettings, place: Place, *, can_ask: bool) -> SignerSettings:
+    """Those of one front, where the kernel can be asked to keep processors awake, or not."""
+    spin_us = settings.spin_us
+    if spin_us is None:
+        spin_us = 0 if can_ask else SPIN_US
+    return replace(settings, spin_us=spin_us, processors=place.processors(settings.processors))
 
 
 def certifying(settings: SealSettings) -> Callable[[HeldKey], bool]:

@@ -9,8 +9,9 @@ waits, a worker has one slice more outstanding than it has sessions, so that it 
 while all workers are busy waits, and so the next slice is larger: batches grow under load and a lone request goes
 straight through. Where little waits, it waits for a worker that is awake: waking another, on a processor that sleeps
 and has forgotten everything, takes longer and costs all of them; and more lone requests may wait where that other would
-take its processor from the front or a caller. While requests come close together the one that is awake does not
-sleep either, nor does the front while an answer is due (``signers.spin_us``).
+take its processor from the front or a caller. While requests come close together no processor sleeps (``wakefulness``),
+or where that cannot be, neither does the worker that is awake, nor the front while an answer is due
+(``signers.spin_us``).
 
 Rules:
 
@@ -327,7 +328,7 @@ class Dispatcher:
             min_ahead_items=MIN_AHEAD_ITEMS,
             max_queued_items=max_queued_items,
             item_s=FIRST_GUESS_ITEM_S,
-            spin_s=settings.spin_us / 1e6,
+            spin_s=(settings.spin_us or 0) / 1e6,
             processors=processor_count,
             seconds=bounds[0],
             items=bounds[1],
@@ -423,6 +424,11 @@ class Dispatcher:
     def inflight_items(self) -> int:
         """Items with workers."""
         return self.lane.inflight_items
+
+    @property
+    def slices_given(self) -> int:
+        """To workers, since the start."""
+        return self.lane.slices_given
 
     @property
     def item_s(self) -> float:
@@ -617,6 +623,7 @@ class Dispatcher:
         if not self.lane.inflight_items:
             self.lane.moved_at = self.lane.busy_since = piece.sent_at
         self.lane.inflight_items += piece.count
+        self.lane.slices_given += 1
         worker.outstanding += 1
         worker.send(piece)
 

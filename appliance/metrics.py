@@ -198,6 +198,11 @@ class Metrics:
             "Messages to the public security that were due and have not arrived.",
             registry=registry,
         )
+        self.processors_awake = Gauge(
+            "cloudseal_processors_awake",
+            "Fronts whose requests come close together, and that have the kernel keep processors awake.",
+            registry=registry,
+        )
         tokens = list(tokens)
         self._queue = Histogram(
             "cloudseal_queue_seconds",

@@ -95,7 +95,8 @@ class SignerSettings:
     bulk_share: int = _limited(4, 2, 1_000)
     start_stagger_ms: float = _limited(150.0, 0, 60_000)
     max_restart_delay_s: float = _limited(0.5, 0.05, 600)
-    spin_us: int = _limited(500, 0, 10_000)
+    cpu_latency_us: int | None = _limited(0, 0, 1_000_000)
+    spin_us: int | None = _limited(None, 0, 10_000)
     processors: tuple[int, ...] = ()
 
 
@@ -366,7 +367,7 @@ class _Reader:
                 raise self._fail(name_node, full, "each key once")
             value = self.read(value_node, hints[name], full)
             limits = known[name].metadata
-            if "low" in limits and not limits["low"] <= value <= limits["high"]:
+            if "low" in limits and value is not None and not limits["low"] <= value <= limits["high"]:
                 raise self._fail(value_node, full, f"{limits['low']:g} to {limits['high']:g}", value)
             values[name] = value
         for name, one in known.items():

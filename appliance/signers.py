@@ -702,7 +702,7 @@ class SignerPool:
         await loop.create_unix_connection(lambda: worker, sock=ours)
         if processors := self._settings.processors:  # before it has a thread: they inherit it
             os.sched_setaffinity(process.pid, {processors[worker.index % len(processors)]})
-        worker.start(self.profile, pin, self._settings.spin_us)
+        worker.start(self.profile, pin, self._settings.spin_us or 0)
 
     def note_failure(self, worker: SignerWorker, document: dict[str, Any]) -> None:
         """A worker says why it ends."""

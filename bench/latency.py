@@ -16,6 +16,8 @@ counts from that instant, so that a stall is felt by every request that falls in
   same way; its own 99th percentile says what this machine does to whoever is woken. Others are shown beside it: the
   same echo asked without a pause, a uvloop server that only echoes, a PING that the front answers. A call that comes
   alone takes longer than the raw loop's, which follows the last one at once; that median is shown and decides nothing.
+  Under load the appliance has the kernel keep processors awake (``appliance.wakefulness``); that echo is measured
+  without it, on the machine as it is, and beside it once more with processors awake.
 * A slow network token: the simulator's timing model, 64 engines of 20 ms a signature behind a round trip of 1 ms a
   call. The worker has 64 sessions. Load is told as a share of what 64 sessions can do.
 * Fairness: a clerk asks for a seal every 20 ms, alone and while one request of 65,536 items is being signed.
@@ -47,6 +49,7 @@ from end_to_end import ACCOUNT, KEY, Appliance
 from report import percentile
 
 from appliance import wire
+from appliance.wakefulness import REST_S
 from appliance.wire import MAX_ITEMS, FrameType, Priority
 
 ROUND_TRIP_US, SERVICE_US, ENGINES = 1_000, 20_000, 64
@@ -229,12 +232,21 @@ def _half_load(
 
 
 def _half(daemon: Appliance, load: Path, seconds: float, rate: float) -> dict[str, Any]:
-    """The appliance at that rate, and the echo that decides."""
-    found, echo = [], []
+    """The appliance at that rate, the echo that decides, and the same where processors are awake."""
+    asked = ("--echo-here", f"--rate={rate:.1f}")
+    found, echo, echo_awake = [], [], []
     for _ in range(TURNS):
         found.append(end_to_end.called(daemon, load, seconds, rate=round(rate, 1)))
-        echo.append(peers.load(load, seconds, "--echo-here", f"--rate={rate:.1f}"))
-    return {"rate": round(rate, 1), "found": _median(found), "echo": _median(echo)}
+        time.sleep(2 * REST_S)  # until the appliance lets processors sleep again
+        echo.append(peers.load(load, seconds, *asked))
+        with peers.awake():
+            echo_awake.append(peers.load(load, seconds, *asked))
+    return {
+        "rate": round(rate, 1),
+        "found": _median(found),
+        "echo": _median(echo),
+        "echo_awake": _median(echo_awake),
+    }
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -319,10 +331,10 @@ def table(document: dict[str, Any]) -> str:
             )
         raw_us, alone_us = found["raw_p50_us"], found["raw_alone_p50_us"]
         for kind, one in found["halves"].items():
-            echo = one["echo"]
-            for call_us, mark in (
-                (raw_us, f"**{DECIDES}**"),
-                (alone_us, "the same echo, and the raw call alone"),
+            for echo, call_us, mark in (
+                (one["echo"], raw_us, f"**{DECIDES}**"),
+                (one["echo_awake"], raw_us, "the same echo, processors awake"),
+                (one["echo"], alone_us, "the same echo, and the raw call alone"),
             ):
                 yard_us = call_us + echo["p50_us"]
                 times = [

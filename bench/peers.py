@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from typing import Any
 from appliance_pkcs11 import link
 from appliance_pkcs11.link import Kind
 from tokens import Target, Token, softhsm
+
+from appliance.wakefulness import DEVICE
 
 HERE = Path(__file__).resolve().parent
 SERVER_START_S = 10
@@ -71,6 +74,16 @@ def build_load(folder: Path) -> Path:
 def load(program: Path, seconds: float, *options: str) -> Measurement:
     """``load.c`` with these options: a caller in C."""
     return _run([str(program), f"--seconds={seconds}", *options], {})
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Processors do not sleep, as the appliance has it under load. Where the kernel cannot be asked they do."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            device = stack.enter_context(DEVICE.open("wb", buffering=0))
+            device.write(struct.pack("=i", 0))
+        yield
 
 
 def raw_loop(

@@ -7,7 +7,8 @@ near to it, to a run of its own just before, for a virtual machine changes its s
 A caller shares the cores with what it calls. Single requests are therefore asked for by callers in C (``load.c``), as
 p11-kit's server is (the raw loop through its client module), and by the Python client in rows of their own. p11-kit's
 "8 callers" are eight threads of one process, which its client module lets share one connection; eight processes have a
-connection each, and a process of the server's each.
+connection each, and a process of the server's each. Under load the daemon has the kernel keep processors awake
+(``appliance.wakefulness``); what p11-kit's server does when they are is shown too.
 
 What is left out, and why: p11-kit's server answers ``CKR_MECHANISM_INVALID`` to SM2's numbers, for it carries only
 mechanisms that it knows; python-pkcs11 takes mechanisms from a closed list, in which they are missing too.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,12 @@ def p256_on_softhsm(program: Path, load: Path) -> Iterator[list[Scenario]]:
         def raw(**callers: int) -> Callable[[float], Measurement]:
             return lambda seconds: peers.raw_loop(program, target, seconds, **callers)
 
-        def kit(**callers: int) -> Callable[[float], Measurement]:
-            return lambda seconds: peers.p11_kit(program, target, seconds, **callers)
+        def kit(*, awake: bool = False, **callers: int) -> Callable[[float], Measurement]:
+            def run(seconds: float) -> Measurement:
+                with peers.awake() if awake else nullcontext():
+                    return peers.p11_kit(program, target, seconds, **callers)
+
+            return run
 
         yield [
             Scenario(RAW_1, raw(), RAW_1),
@@ -111,7 +116,9 @@ def p256_on_softhsm(program: Path, load: Path) -> Iterator[list[Scenario]]:
             Scenario("raw C loop, 8 threads", raw(threads=8), RAW_2),
             Scenario("python-pkcs11, 1 process", lambda seconds: peers.binding(target, seconds), RAW_1),
             Scenario("p11-kit server, 1 caller", kit(), RAW_1),
+            Scenario("p11-kit server, 1 caller, processors awake", kit(awake=True), RAW_1),
             Scenario("p11-kit server, 8 callers", kit(threads=8), RAW_2),
+            Scenario("p11-kit server, 8 callers, processors awake", kit(awake=True, threads=8), RAW_2),
             Scenario("p11-kit server, 8 callers, a connection each", kit(processes=8), RAW_2),
             *called(daemon, load),
             *singles(daemon),

@@ -109,6 +109,7 @@ struct Lane {
     /* Before the loop sleeps (express_spin.c). */
     int poll_fd;                /* readable where the loop has something to do; -1: it sleeps at once */
     double spin_s, wait_s, idle_since, crowded_until;
+    uint64_t slices_given;          /* to workers, by whomever */
     uint64_t spins, spins_ended;    /* how often it looked out, and how often something came meanwhile */
 };
 

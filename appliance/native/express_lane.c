@@ -379,6 +379,7 @@ static int send_piece(Lane *self, Key *key, Link *link, int is_staying, double n
     if (!self->inflight_items)
         self->moved_at = self->busy_since = now;
     self->inflight_items += items;
+    self->slices_given++;
     link->outstanding++;
     express_write(link->transport, &link->fd, self->frame, frame_len);
     return 0;
@@ -615,6 +616,7 @@ static PyMemberDef Lane_members[] = {
     {"item_s", T_DOUBLE, offsetof(Lane, item_s), 0, "What an item takes inside a worker, lately."},
     {"moved_at", T_DOUBLE, offsetof(Lane, moved_at), 0, "The last answer, or the first slice given while there was none."},
     {"busy_since", T_DOUBLE, offsetof(Lane, busy_since), 0, "When there was last nothing with any worker, and then something."},
+    {"slices_given", T_ULONGLONG, offsetof(Lane, slices_given), 0, "Slices given to workers, whoever gave them."},
     {"spins", T_ULONGLONG, offsetof(Lane, spins), READONLY, "How often it looked out for what comes next."},
     {"spins_ended", T_ULONGLONG, offsetof(Lane, spins_ended), READONLY, "How often something came meanwhile."},
     {"poll_fd", T_INT, offsetof(Lane, poll_fd), 0,

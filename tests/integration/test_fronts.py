@@ -77,6 +77,7 @@ def test_numbers_are_those_of_all_fronts(appliance: Appliance) -> None:
 def test_status_shows_all_fronts_whichever_answers(
     appliance: Appliance, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    until("every front can sign", lambda: appliance.status()["state"] == "ready")
     password = tmp_path / "password"
     password.touch(0o600)
     password.write_text(PASSWORD)
