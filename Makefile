@@ -11,7 +11,7 @@ BIN := .venv/bin
 UV_VERSION := 0.13.9
 SOURCES := appliance pkcs11/appliance_pkcs11
 
-.PHONY: help run test lint bench gauntlet build clean lock setup setup-lint setup-tests simulator
+.PHONY: help run test lint bench gauntlet build clean lock setup setup-lint setup-tests setup-gauntlet simulator
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -24,6 +24,9 @@ setup-lint:
 
 setup-tests:
 	@.ci/setup --tests
+
+setup-gauntlet:
+	@.ci/setup --gauntlet
 
 run: simulator  ## build, make demo tokens, start the daemon, sign batches through it, verify them, stop
 	@$(BIN)/cloud-seal demo --directory .demo --simulated-hsm $(SIMULATOR) $(ARGS)
@@ -55,7 +58,7 @@ lint: setup-lint  ## ruff, mypy --strict, the import contracts
 bench: setup  ## measure, side by side with the raw loop and with p11-kit's server; writes bench/
 	@$(BIN)/python bench/run.py $(ARGS)
 
-gauntlet: setup-tests simulator  ## the long tests: every crash point, long fuzzing, soak
+gauntlet: setup-gauntlet simulator  ## the long tests: every crash point, long fuzzing, soak
 	@$(BIN)/pytest -m gauntlet $(ARGS)
 
 build: setup-lint  ## the wheel, in dist/
