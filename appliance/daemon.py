@@ -63,7 +63,7 @@ from appliance.settings import SealSettings, Settings, SignerSettings, load_sett
 from appliance.sharing import FollowerShare, LeaderShare
 from appliance.signers import SignerPool
 from appliance.verifying import Verifier
-from appliance.wakefulness import SPIN_US, Wakefulness
+from appliance.wakefulness import BUSY_PER_S, SPIN_US, Wakefulness
 from appliance.web import (
     Services,
     health_application,
@@ -107,7 +107,10 @@ class Daemon:
         )
         outbox = Outbox()
         self._wakefulness = Wakefulness(
-            settings.signers.cpu_latency_us, self._count_slices, self.metrics.processors_awake.set
+            settings.signers.cpu_latency_us,
+            self._count_slices,
+            self.metrics.processors_awake.set,
+            busy_per_s=BUSY_PER_S / place.count,
         )
         signers = signer_settings(settings.signers, place, can_ask=self._wakefulness.can_ask)
         self.pools = {
@@ -493,10 +496,13 @@ class Daemon:
 
 
 def signer_settings(settings: SignerSettings, place: Place, *, can_ask: bool) -> SignerSettings:
-    """Those of one front, where the kernel can be asked to keep processors awake, or not."""
+    """Those of one front, where the kernel can be asked to keep processors awake, or not.
+
+    Who does not want that, to save power, does not want processors kept busy instead.
+    """
     spin_us = settings.spin_us
     if spin_us is None:
-        spin_us = 0 if can_ask else SPIN_US
+        spin_us = 0 if can_ask or settings.cpu_latency_us is None else SPIN_US
     return replace(settings, spin_us=spin_us, processors=place.processors(settings.processors))
 
 

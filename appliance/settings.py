@@ -368,7 +368,7 @@ class _Reader:
             value = self.read(value_node, hints[name], full)
             limits = known[name].metadata
             if "low" in limits and value is not None and not limits["low"] <= value <= limits["high"]:
-                raise self._fail(value_node, full, f"{limits['low']:g} to {limits['high']:g}", value)
+                raise self._fail(value_node, full, f"{limits['low']} to {limits['high']}", value)
             values[name] = value
         for name, one in known.items():
             if name not in values and is_dataclass(hints[name]):

@@ -626,7 +626,10 @@ class SignerPool:
             if started and not self._stopping:
                 self._metrics.worker_restarted(self.name)
                 log.warning(
-                    "signer %s/%d is gone (%s); starting another", self.name, index, worker.last_failure
+                    "signer %s/%d is gone (%s); starting another",
+                    self.name,
+                    index,
+                    worker.last_failure or "it said nothing",
                 )
 
     async def _may_start(self, delay: float) -> bool:

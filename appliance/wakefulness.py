@@ -10,13 +10,15 @@ all, and whoever wakes somebody on it need not even interrupt it.
 
 Rules:
 
-* Only while slices are given to workers at ``BUSY_PER_S`` and more, which large batches never are: it costs power.
+* Only while slices are given to workers at ``BUSY_PER_S`` and more, for it costs power: lone requests and small batches
+  that come close together, and larger ones where the token is very fast.
 * It holds for the whole machine, and adds nothing to what anybody may do there.
-* Of several fronts each asks for itself; while one does, it holds.
+* Of several fronts each asks for itself, at its share of that rate; while one does, it holds.
 
 Security note: the daemon's user may write that one device. What can be done with it is to have processors use power.
 
-Crash story: the kernel takes a request back as the file is closed, and a process that dies closes it.
+Crash story: the kernel takes a request back as the file is closed, and a process that dies closes it. One that is
+stopped (SIGSTOP) leaves it as it is.
 """
 
 from __future__ import annotations
@@ -56,8 +58,10 @@ class Wakefulness:
         on_change: Callable[[bool], None],
         device: Path = DEVICE,
         driver: Path = DRIVER,
+        busy_per_s: float = BUSY_PER_S,
     ) -> None:
         """``None``: do not ask. ``slices_given`` counts from any start; ``on_change`` is told what is asked for."""
+        self._busy_per_s = busy_per_s
         self._latency_us = latency_us
         self._slices_given = slices_given
         self._on_change = on_change
@@ -81,7 +85,7 @@ class Wakefulness:
                 await asyncio.sleep(TICK_S)
                 given_before, looked_before = given, looked_at
                 given, looked_at = self._slices_given(), clock()
-                if given - given_before >= BUSY_PER_S * (looked_at - looked_before):
+                if given - given_before >= self._busy_per_s * (looked_at - looked_before):
                     busy_at = looked_at
                 self._ask(looked_at - busy_at < REST_S)
         finally:
@@ -114,11 +118,12 @@ def _open(device: Path, driver: Path) -> int:
         name = driver.read_text().strip()
     if name in ("", "none"):
         log.info(
-            "processors are not kept awake: the kernel has no driver that puts them to sleep (%s)", driver
+            "processors are not kept awake, see signers.spin_us: the kernel has no driver that puts them to sleep (%s)",
+            driver,
         )
         return -1
     try:
         return os.open(device, os.O_WRONLY)
     except OSError as error:
-        log.info("processors are not kept awake: %s: %s", device, error.strerror)
+        log.info("processors are not kept awake, see signers.spin_us: %s: %s", device, error.strerror)
         return -1

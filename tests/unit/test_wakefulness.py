@@ -40,7 +40,7 @@ class Machine:
     def asked(self) -> list[int]:
         return [number for (number,) in struct.iter_unpack("=i", self.device.read_bytes())]
 
-    def wakefulness(self, latency_us: int | None = 0) -> Wakefulness:
+    def wakefulness(self, latency_us: int | None = 0, busy_per_s: float = BUSY_PER_S) -> Wakefulness:
         given, looked_at = 0.0, asyncio.get_running_loop().time()
 
         def slices_given() -> int:
@@ -49,7 +49,9 @@ class Machine:
             given += (looked_at - before) * self.per_s
             return int(given)
 
-        return Wakefulness(latency_us, slices_given, self.changes.append, self.device, self.driver)
+        return Wakefulness(
+            latency_us, slices_given, self.changes.append, self.device, self.driver, busy_per_s
+        )
 
 
 @pytest.fixture
@@ -190,11 +192,28 @@ async def test_children_do_not_get_the_device(machine: Machine) -> None:
     assert descriptors(machine.device) == []
 
 
+@in_loop
+async def test_each_of_several_fronts_goes_by_its_share(machine: Machine) -> None:
+    machine.per_s = BUSY_PER_S
+    async with running(machine.wakefulness(busy_per_s=BUSY_PER_S / 2)):
+        await until(lambda: machine.changes == [True])
+
+
 @pytest.mark.parametrize(
-    ("spin_us", "can_ask", "expected"),
-    [(None, True, 0), (None, False, SPIN_US), (70, True, 70), (70, False, 70), (0, False, 0)],
+    ("latency_us", "spin_us", "can_ask", "expected"),
+    [
+        (0, None, True, 0),
+        (0, None, False, SPIN_US),
+        (0, 70, True, 70),
+        (0, 70, False, 70),
+        (0, 0, False, 0),
+        (None, None, False, 0),
+        (None, 70, False, 70),
+    ],
 )
-def test_who_cannot_ask_looks_out(spin_us: int | None, can_ask: bool, expected: int) -> None:
-    settings = SignerSettings(spin_us=spin_us, processors=(3, 1))
+def test_who_cannot_ask_looks_out(
+    latency_us: int | None, spin_us: int | None, can_ask: bool, expected: int
+) -> None:
+    settings = SignerSettings(cpu_latency_us=latency_us, spin_us=spin_us, processors=(3, 1))
     found = signer_settings(settings, Place(1, 2), can_ask=can_ask)
     assert (found.spin_us, found.processors) == (expected, (1,))
