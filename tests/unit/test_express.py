@@ -934,7 +934,7 @@ def test_a_lane_looks_out_for_an_answer_that_is_due_soon() -> None:
 
 
 def test_it_goes_on_when_the_time_is_over_and_nothing_has_come() -> None:
-    with Lookout(spin_us=50) as lookout:
+    with Lookout(spin_us=2_000) as lookout:
         lookout.hurry()
         os.eventfd_read(lookout.event)
         ended = lookout.lane.spins_ended
