@@ -70,7 +70,7 @@ clean:  ## remove what was built, the demo and the virtual environment
 
 # Universal: one lock file for every Python from 3.11 on. Only versions and hashes go in, no addresses.
 LOCK := build/lock/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header \
-  --no-emit-index-url --no-config pyproject.toml $(UPGRADE)
+  --no-config pyproject.toml $(UPGRADE)
 
 lock:  ## write the lock files anew from pyproject.toml; UPGRADE=--upgrade takes newer versions
 	@python3 -m venv build/lock && build/lock/bin/pip install -qq --disable-pip-version-check uv==$(UV_VERSION)

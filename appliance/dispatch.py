@@ -681,9 +681,8 @@ class Dispatcher:
         idle = 0
         for worker in self._workers:
             idle += max(0, worker.sessions - worker.outstanding)
-        if idle > 1 and not self.lane.stays(
-            self._clock()
-        ):  # spread what is there over those that have nothing to do
+        # Spread what is there over those that have nothing to do.
+        if idle > 1 and not self.lane.stays(self._clock()):
             target = min(target, -(-queue.items // idle))
         room = max(1, min(target, self._settings.max_slice_items))
         parts: list[Part] = []

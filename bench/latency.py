@@ -49,7 +49,6 @@ from end_to_end import ACCOUNT, KEY, Appliance
 from report import percentile
 
 from appliance import wire
-from appliance.wakefulness import REST_S
 from appliance.wire import MAX_ITEMS, FrameType, Priority
 
 ROUND_TRIP_US, SERVICE_US, ENGINES = 1_000, 20_000, 64
@@ -237,7 +236,7 @@ def _half(daemon: Appliance, load: Path, seconds: float, rate: float) -> dict[st
     found, echo, echo_awake = [], [], []
     for _ in range(TURNS):
         found.append(end_to_end.called(daemon, load, seconds, rate=round(rate, 1)))
-        time.sleep(2 * REST_S)  # until the appliance lets processors sleep again
+        peers.wait_for_rest()
         echo.append(peers.load(load, seconds, *asked))
         with peers.awake():
             echo_awake.append(peers.load(load, seconds, *asked))

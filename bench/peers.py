@@ -35,6 +35,9 @@ HERE = Path(__file__).resolve().parent
 SERVER_START_S = 10
 """p11-kit's server is up in milliseconds; ten seconds is long enough for a machine under load."""
 
+MAX_REST_S = 3
+"""Many times what the appliance takes (``wakefulness.REST_S``)."""
+
 MAX_BLOCKING_BATCH = 4096
 """A larger request could fill the socket while the worker waits for its answer to be taken: a deadlock."""
 
@@ -84,6 +87,14 @@ def awake() -> Iterator[None]:
             device = stack.enter_context(DEVICE.open("wb", buffering=0))
             device.write(struct.pack("=i", 0))
         yield
+
+
+def wait_for_rest() -> None:
+    """Until the appliance does not keep processors awake any more; where others do, that is how the machine is."""
+    with contextlib.suppress(OSError), DEVICE.open("rb", buffering=0) as device:
+        deadline_at = time.monotonic() + MAX_REST_S
+        while device.read(4) == bytes(4) and time.monotonic() < deadline_at:
+            time.sleep(0.01)
 
 
 def raw_loop(

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-/* wire.py's and link.py's numbers; test_frames.py and test_express.py compare. Both headers have 16 bytes: u32 payload
+/* wire.py's and link.py's numbers; test_frames.py and test_lane.py compare. Both headers have 16 bytes: u32 payload
  * length, u8 type, 3 bytes zero, u64 request id or sequence. */
 enum { HEADER_LEN = 16, DIGEST_LEN = 32, SIGNATURE_LEN = 64, MAX_NAME_LEN = 64 };
 enum { WIRE_SIGN = 2, WIRE_SIGNED = 66, WIRE_SIGN_LEN = 36, WIRE_SIGNED_LEN = 32, JOB_AND_INDEX_LEN = 24 };

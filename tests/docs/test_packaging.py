@@ -79,7 +79,7 @@ def test_every_module_is_in_the_wheel() -> None:
 
 def test_no_file_names_an_address_of_a_registry() -> None:
     for name in ("Makefile", ".ci/setup", ".ci/run", *LOCKS, "pyproject.toml"):
-        assert not re.search(r"https?://|--index-url|--find-links", (ROOT / name).read_text()), name
+        assert not re.search(r"https?://|--(extra-)?index\b|--find-links", (ROOT / name).read_text()), name
 
 
 # The unit ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 NATIVE = Path(__file__).parents[2] / "appliance" / "native"
 SOURCES = sorted(NATIVE.glob("express_*.c"))
+TESTS = ("test_lane.py", "test_waiting.py")
 RUN = """
 import importlib.util, sys
 import appliance, pytest
@@ -19,7 +20,7 @@ spec = importlib.util.spec_from_file_location("appliance._express", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.modules["appliance._express"] = appliance._express = module
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[2]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
 
 
@@ -41,7 +42,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", RUN, module, Path(__file__).with_name("test_express.py")],
+        [sys.executable, "-c", RUN, module, *(Path(__file__).with_name(name) for name in TESTS)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
-import select
 import socket
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
-from appliance_pkcs11 import link
+from express_rig import (
+    DEADLINE_S,
+    MAX_DEADLINE_S,
+    SETTINGS,
+    SLOT,
+    Caller,
+    Worker,
+    digest,
+    sign,
+    signature_of,
+    signed,
+)
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,24 +30,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from appliance import _express, wire
 from appliance.dispatch import (
-    AHEAD_S,
-    CROWDED_PATIENCE_S,
-    CROWDED_STAY_S,
-    FIRST_GUESS_ITEM_S,
     INTERACTIVE_MAX_ITEMS,
-    PIECE_S,
-    STAY_S,
     Dispatcher,
     Work,
 )
 from appliance.errors import ApplianceError, ProtocolError
 from appliance.metrics import ITEMS, SECONDS, Metrics
-from appliance.settings import SignerSettings
 from appliance.wire import Form, FrameType, Priority, SignRequest
 
-SETTINGS = SignerSettings(slice_target_ms=5.0, max_slice_items=64, max_attempts=4, bulk_share=4)
-DEADLINE_S, MAX_DEADLINE_S = 30.0, 60.0
-SLOT = 7
 counts = st.one_of(st.integers(1, 3), st.integers(_express.MAX_ITEMS - 1, _express.MAX_ITEMS + 1))
 digest_blocks = counts.flatmap(lambda count: st.binary(min_size=32 * count, max_size=32 * count))
 names = st.sampled_from(("a", "印", "ab印", "n" * 64))
@@ -56,168 +53,6 @@ sign_frames = st.builds(
     names,
     digest_blocks,
 )
-
-
-class Transport:
-    """A socket's other owner: it says whether it has something half sent, and keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.waiting = 0
-        self.closing = False
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def get_write_buffer_size(self) -> int:
-        return self.waiting
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-
-class End:
-    """One end is the lane's, by transport and file descriptor; the other is read by the test."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        self.theirs.setblocking(False)
-        self.transport = Transport()
-        self._left = b""
-
-    def received(self) -> bytes:
-        try:
-            return self.theirs.recv(1 << 20)
-        except BlockingIOError:
-            return b""
-
-    def frames(self) -> list[tuple[int, int, bytes]]:
-        """(type or kind, request id or sequence, payload) of what has come: both headers are alike."""
-        data = self._left + self.received()
-        found, at = [], 0
-        while len(data) - at >= link.HEADER_LEN:
-            header = link.unpack_header(data[at : at + link.HEADER_LEN])
-            body_at = at + link.HEADER_LEN
-            at = body_at + header.payload_len
-            found.append((header.kind, header.sequence, data[body_at:at]))
-        self._left = data[at:]
-        return found
-
-    def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
-
-
-class Caller:
-    """A session, as far as a lane knows it."""
-
-    def __init__(self, requests: int = 1_000, items: int = 100_000, *, fd: bool = True) -> None:
-        self.end = End()
-        self.late_ones: list[tuple[int, int]] = []
-        self.adopted: list[tuple[Work, int]] = []
-        self.client = _express.Client(self, max_requests=requests, max_items=items)
-        self.client.attach(self.end.transport, self.end.ours.fileno() if fd else -1)
-
-    def adopt(self, work: Work, request_id: int, job: bytes) -> Callable[[Work], None]:
-        self.adopted.append((work, request_id))
-        return lambda _: None
-
-    def late(self, request_id: int, count: int, accepted_at: float, error: ApplianceError) -> None:
-        self.late_ones.append((request_id, count))
-        self.client.close(request_id, count)
-
-    def allow(self, key: str, lane: _express.Lane) -> None:
-        self.client.allow(key, lane, DEADLINE_S, MAX_DEADLINE_S)
-
-    def ask(self, request_id: int, key: str = "a", block: bytes = bytes(32), **fields: Any) -> bool:
-        """Whether the lane has taken it."""
-        frame = sign(request_id, key, block, **fields)
-        taken = self.client.take(frame)
-        assert taken in (0, len(frame))
-        return bool(taken)
-
-    def answers(self) -> list[int]:
-        """The request ids of the answers that have come."""
-        return [request_id for _, request_id, _ in self.end.frames()]
-
-
-class Worker(_express.Link):
-    """The front's end of a worker; the test is the worker."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        keys: tuple[str, ...] = ("a",),
-        sessions: int = 1,
-        *,
-        batches: bool = True,
-    ) -> None:
-        self.end = End()
-        self.sessions = sessions
-        self.batches = batches
-        for number, key in enumerate(keys):
-            self.slots[key] = SLOT + number
-        self.attach(dispatcher.lane, self.end.transport, self.end.ours.fileno())
-        dispatcher.lane.workers.append(self)
-
-    def slices(self) -> list[tuple[int, int, list[bytes]]]:
-        """(sequence, slot, digests) of the slices that have come."""
-        found = []
-        for kind, sequence, payload in self.end.frames():
-            assert kind == link.Kind.SIGN
-            slot, form, count, _, data = link.unpack_sign(memoryview(payload))
-            assert form is link.Form.DIGESTS
-            found.append((sequence, slot, [bytes(data[32 * at : 32 * at + 32]) for at in range(count)]))
-        return found
-
-
-def sign(request_id: int, key: str = "a", block: bytes = bytes(32), **fields: Any) -> bytes:
-    request = SignRequest(bytes(16), 0, 0, Priority.AUTOMATIC, key, wire.digests(block))
-    return wire.encode_sign(request_id, request._replace(**fields))
-
-
-def signature_of(digest: bytes) -> bytes:
-    """It names the item, so that a result in a wrong place is seen."""
-    return (b"signed: " + digest).ljust(64, b"\0")
-
-
-def signed(
-    sequence: int,
-    digests: list[bytes],
-    *,
-    done: int | None = None,
-    rv: int = 0,
-    statuses: bytes = b"",
-    execution_ns: int = 50_000,
-) -> bytes:
-    """A worker's answer."""
-    count = len(digests)
-    head = bytearray(link.signed_frame_len(count))
-    link.pack_signed_head_into(head, sequence, count, count if done is None else done, rv, 0, execution_ns)
-    blocks = (statuses or bytes(count)) + b"".join(map(signature_of, digests))
-    head[-len(blocks) :] = blocks
-    return bytes(head)
-
-
-@pytest.fixture
-def dispatcher() -> Dispatcher:
-    return Dispatcher(SETTINGS, 1_000, time.monotonic, lambda key: None, (SECONDS, ITEMS))
-
-
-@pytest.fixture
-def worker(dispatcher: Dispatcher) -> Iterator[Worker]:
-    made = Worker(dispatcher)
-    yield made
-    made.end.close()
-
-
-@pytest.fixture
-def caller(dispatcher: Dispatcher) -> Iterator[Caller]:
-    made = Caller()
-    made.allow("a", dispatcher.lane)
-    yield made
-    made.client.lost()
-    made.end.close()
 
 
 # What is taken -----------------------------------------------------------------------------------------------
@@ -463,10 +298,6 @@ def test_the_window_is_a_set_of_ids(steps: list[tuple[bool, int, int]], requests
 
 
 # Slices and answers ------------------------------------------------------------------------------------------
-
-
-def digest(number: int) -> bytes:
-    return number.to_bytes(4, "big") + bytes(28)
 
 
 def test_what_waits_for_a_key_goes_together(caller: Caller, worker: Worker, dispatcher: Dispatcher) -> None:
@@ -765,229 +596,6 @@ def test_nothing_is_left_of_what_nobody_holds() -> None:
     assert [one() for one in left] == [None, None]
     for end in ends:
         end.close()
-
-
-# Small pieces, while work stays with a worker -----------------------------------------------------------------
-
-
-def pieces_of(worker: Worker) -> list[int]:
-    return [len(digests) for _, _, digests in worker.slices()]
-
-
-def test_who_signs_one_by_one_gets_short_slices_and_several_of_them(
-    dispatcher: Dispatcher, caller: Caller
-) -> None:
-    worker, other = Worker(dispatcher, batches=False), Worker(dispatcher, batches=False)
-    ahead = round(AHEAD_S / FIRST_GUESS_ITEM_S)
-    try:
-        for request_id in range(1, ahead + 1):
-            assert caller.ask(request_id)
-        assert pieces_of(worker) == [1] * ahead and not other.slices()
-        assert caller.ask(ahead + 1), "no more at a time than it has done soon"
-        assert not worker.slices() and not other.slices() and dispatcher.queued_items == 1
-        dispatcher.lane.item_s = PIECE_S / 2.5
-        assert caller.ask(ahead + 2), "as many as are signed in the time"
-        assert pieces_of(worker) == [2]
-    finally:
-        worker.end.close()
-        other.end.close()
-
-
-def test_who_signs_many_at_once_gets_what_waits_as_one_slice(dispatcher: Dispatcher, caller: Caller) -> None:
-    worker = Worker(dispatcher, batches=True)
-    try:
-        for request_id in range(1, 4):
-            assert caller.ask(request_id)
-        first, second = worker.slices()
-        assert (len(first[2]), len(second[2])) == (1, 1), "one at hand, one ahead"
-        assert worker.answered(signed(first[0], first[2]))
-        assert caller.ask(4)
-        assert worker.answered(signed(second[0], second[2]))
-        assert sum(pieces_of(worker)) == 2
-    finally:
-        worker.end.close()
-
-
-def test_never_more_slices_ahead_than_fit_into_a_socket(dispatcher: Dispatcher, caller: Caller) -> None:
-    worker = Worker(dispatcher, batches=False)
-    dispatcher.lane.item_s = 1e-7
-    try:
-        for request_id in range(1, 40):
-            assert caller.ask(request_id)
-        assert worker.outstanding == 16 == len(pieces_of(worker))
-    finally:
-        worker.end.close()
-
-
-@pytest.mark.parametrize(("processor_count", "stay_s"), [(3, CROWDED_STAY_S), (4, STAY_S)])
-def test_more_stays_where_there_is_no_processor_for_each(
-    caller: Caller, processor_count: int, stay_s: float
-) -> None:
-    dispatcher = Dispatcher(
-        SETTINGS, 1_000, time.monotonic, lambda key: None, processor_count=processor_count
-    )
-    one, other = Worker(dispatcher), Worker(dispatcher)
-    caller.allow("a", dispatcher.lane)
-    much = round(stay_s / FIRST_GUESS_ITEM_S)
-    try:
-        for request_id in range(1, much + 1):
-            assert not other.slices(), "it is little"
-            assert caller.ask(request_id)
-            # However slow this machine is: it began just now, and has just answered.
-            dispatcher.lane.busy_since = dispatcher.lane.moved_at = time.monotonic() + DEADLINE_S
-        assert other.slices(), "it is too much for one"
-        assert one.slices()
-    finally:
-        one.end.close()
-        other.end.close()
-
-
-def test_a_worker_that_does_not_catch_up_is_helped(caller: Caller) -> None:
-    dispatcher = Dispatcher(SETTINGS, 1_000, time.monotonic, lambda key: None, processor_count=2)
-    lane = dispatcher.lane
-    one, other = Worker(dispatcher), Worker(dispatcher)
-    caller.allow("a", lane)
-    try:
-        for request_id in range(1, round(STAY_S / FIRST_GUESS_ITEM_S) + 1):
-            assert caller.ask(request_id)
-            lane.busy_since = lane.moved_at = time.monotonic() + DEADLINE_S
-        assert one.slices() and not other.slices()
-        lane.busy_since = time.monotonic() - CROWDED_PATIENCE_S
-        lane.pump()
-        assert other.slices(), "it has been busy without a pause"
-    finally:
-        one.end.close()
-        other.end.close()
-
-
-# Looking out for what comes next ---------------------------------------------------------------------------------
-
-
-class Lookout:
-    """A lane whose loop has something to do when the test says so."""
-
-    def __init__(self, spin_us: int = 10_000, processor_count: int = 2) -> None:
-        settings = replace(SETTINGS, spin_us=spin_us)
-        self.dispatcher = Dispatcher(
-            settings, 1_000, time.monotonic, lambda key: None, processor_count=processor_count
-        )
-        self.lane = self.dispatcher.lane
-        self.worker, self.caller = Worker(self.dispatcher), Caller()
-        self.caller.allow("a", self.lane)
-        self.poll = select.epoll()
-        self.event = os.eventfd(0)
-        self.poll.register(self.event, select.EPOLLIN)
-        self.lane.poll_fd = self.poll.fileno()
-        self.asked = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.caller.client.lost()
-        for end in (self.worker.end, self.caller.end):
-            end.close()
-        os.close(self.event)
-        self.poll.close()
-
-    def ask(self) -> int:
-        """One request; its slice's sequence, and how often the lane has looked out for the answer."""
-        before = self.lane.spins
-        self.asked += 1
-        assert self.caller.ask(self.asked, block=digest(self.asked))
-        return self.lane.spins - before
-
-    def answer(self) -> int:
-        """Its answer; how often the lane has looked out after it."""
-        before = self.lane.spins
-        for sequence, _, digests in self.worker.slices():
-            assert self.worker.answered(signed(sequence, digests))
-        return self.lane.spins - before
-
-    def hurry(self) -> None:
-        """Requests and answers that follow each other at once, until the lane expects them to."""
-        os.eventfd_write(self.event, 1)  # so that nothing is waited for
-        for _ in range(1_000):
-            if self.ask() and not self.answer():
-                return
-            self.answer()
-        raise AssertionError("it never expected anything soon")
-
-    def is_looked_out_for(self) -> bool:
-        """One request more, whose answer is. A machine that is busy elsewhere keeps the lane from it for a while."""
-        for _ in range(1_000):
-            self.hurry()
-            if self.ask():
-                return True
-            self.answer()
-        return False
-
-
-def test_a_lane_looks_out_for_an_answer_that_is_due_soon() -> None:
-    with Lookout() as lookout:
-        assert not lookout.ask() and not lookout.answer(), "nothing has come soon yet"
-        lookout.hurry()
-        ended = lookout.lane.spins_ended
-        assert lookout.is_looked_out_for(), "an answer is due"
-        assert lookout.lane.spins_ended > ended, "the loop had something to do"
-        assert not lookout.answer(), "and now none is"
-
-
-def test_it_goes_on_when_the_time_is_over_and_nothing_has_come() -> None:
-    with Lookout(spin_us=2_000) as lookout:
-        lookout.hurry()
-        os.eventfd_read(lookout.event)
-        ended = lookout.lane.spins_ended
-        lookout.ask()
-        assert lookout.lane.spins_ended == ended
-        lookout.answer()
-        assert lookout.caller.answers(), "and nothing is lost by it"
-
-
-def test_other_threads_run_while_it_looks_out() -> None:
-    with Lookout() as lookout:
-        for _ in range(1_000):  # a machine that is busy elsewhere ends a look before its time
-            lookout.hurry()
-            os.eventfd_read(lookout.event)
-            go, ended = threading.Event(), lookout.lane.spins_ended
-
-            def wake(go: threading.Event = go) -> None:
-                go.wait()
-                os.eventfd_write(lookout.event, 1)
-
-            thread = threading.Thread(target=wake)
-            thread.start()
-            go.set()
-            lookout.ask()
-            thread.join()
-            lookout.answer()
-            os.eventfd_read(lookout.event)
-            if lookout.lane.spins_ended > ended:
-                return
-        raise AssertionError("nobody could wake it")
-
-
-@pytest.mark.parametrize("lookout", [{"spin_us": 0}, {"processor_count": 1}], ids=str)
-def test_where_it_never_looks_out(lookout: dict[str, int]) -> None:
-    with Lookout(**lookout) as lane:
-        for _ in range(100):
-            assert not lane.ask() and not lane.answer()
-
-
-def test_a_loop_that_does_not_say_what_it_sleeps_on() -> None:
-    with Lookout() as lookout:
-        lookout.hurry()
-        lookout.lane.poll_fd = -1
-        assert not lookout.ask()
-
-
-def test_it_does_not_look_out_while_the_dispatcher_has_something_to_do() -> None:
-    with Lookout() as lookout:
-        assert lookout.is_looked_out_for()
-        lookout.asked += 1
-        assert lookout.caller.ask(lookout.asked)
-        lookout.lane.held = 1
-        assert not lookout.answer()
 
 
 # Everything, in any order ------------------------------------------------------------------------------------
