@@ -116,12 +116,15 @@ def booted(folder: Path) -> Iterator[Machine]:
         stack.callback(process.wait, PATIENCE_S)
         stack.callback(process.send_signal, signal.SIGTERM)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        until(
-            "there is a first process, or none will be", lambda: bool(children.read_text()) or process.poll()
-        )
-        assert process.poll() is None, (folder / "console").read_text()
-        machine = Machine(int(children.read_text().split()[0]))
-        until("it has booted", lambda: has_booted(machine))
+
+        def booted_one() -> Machine | None:
+            assert process.poll() is None, (folder / "console").read_text()
+            # Looked for anew each time: the first child makes what becomes the machine's first process, and ends.
+            found = map(Machine, map(int, children.read_text().split()))
+            return next(filter(has_booted, found), None)
+
+        machine = until("it has booted", booted_one, PATIENCE_S)
+        assert machine is not None
         yield machine
 
 
